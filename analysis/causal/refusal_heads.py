@@ -24,7 +24,7 @@ from reasonscope.probes.fitting.linear_probes import LinearProbe
 from reasonscope.probes.fitting.positions import has_cliff
 from reasonscope.probes.generation.rollout import rollouts
 from reasonscope.probes.models.model import Model
-from reasonscope.probes.properties.refusal_probe import cell
+from reasonscope.probes.properties.request_outcomes import cell
 from reasonscope.steering.ablation.interventions import AblationIntervention
 from reasonscope.steering.ablation.targets import How
 from reasonscope.steering.vectors.intervention import Intervention

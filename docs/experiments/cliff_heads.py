@@ -25,7 +25,7 @@ from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.fitting.linear_probes import LinearProbe, LogisticProbe
 from reasonscope.probes.fitting.positions import has_cliff, row_at
 from reasonscope.probes.models.model import load_model
-from reasonscope.probes.properties.refusal_probe import CONTRASTS, cell
+from reasonscope.probes.properties.request_outcomes import CONTRASTS, cell
 from reasonscope.steering.vectors.scope import Scope
 
 

@@ -13,16 +13,20 @@ from numpy.typing import NDArray
 from scipy.special import expit
 from scipy.stats import t
 
-from reasonscope.data.arrays import Values
+from reasonscope.data.arrays import Rows, Values
 from reasonscope.data.errors import InputError
-from reasonscope.data.intervals import Estimate
+from reasonscope.data.intervals import Estimate, resample_groups
+from reasonscope.data.progress import tracked
 from reasonscope.data.storage.store import TraceStore
+from reasonscope.data.summary import in_hundredths
 from reasonscope.data.trace import Trace
 from reasonscope.data.variants import Variant, is_published
 from reasonscope.probes.evaluation.comparison import N_RESAMPLES
 from reasonscope.probes.evaluation.grouped_folds import Metric, cluster_bootstrap
+from reasonscope.probes.fitting.held_out import HeldOut
 from reasonscope.probes.fitting.linear_probes import LinearProbe
 from reasonscope.probes.fitting.positions import thinking_to_window
+from reasonscope.probes.properties.request_outcomes import BENIGN_COMPLIED, HARMFUL_COMPLIED, RequestOutcome
 
 PLATEAU = 0.5  # the plateau is the median over this share of the thinking, counted from its end
 
@@ -217,3 +221,118 @@ def _mean_of_first(values: Values, others: Values) -> float:
 
 def _mean_difference(plateaus: Values, ends: Values) -> float:
     return float((plateaus - ends).mean())
+
+
+@dataclass(frozen=True, kw_only=True)
+class CliffStudy:
+    """How far the scores of one probe fall at the closing tag, and how far they would fall by chance.
+
+    Every state changes at a closing tag, so a drop alone says little.
+
+    Attributes:
+        cliffs: The cliff of each cell with at least two problems.
+        scores: Scores of every trace by id, (token,), each from a probe that was not fitted on its problem.
+        random: Mean drop of harmful requests that were complied with along random directions, (direction,).
+        excess: How much further these fall than benign requests that were complied with; None without such benign requests.
+        random_excess: The same along random directions, (direction,).
+    """
+
+    cliffs: Mapping[RequestOutcome, Cliff]
+    scores: Mapping[str, Values]
+    random: Values
+    excess: Estimate | None
+    random_excess: Values | None
+
+    @property
+    def above_nulls(self) -> bool:
+        """Whether the interval of the drop lies above that of benign requests and above 97.5 % of the random directions."""
+        benign = self.cliffs.get(BENIGN_COMPLIED)
+        low = self.cliffs[HARMFUL_COMPLIED].drop.low
+        return benign is not None and low > benign.drop.high and low > float(np.quantile(self.random, 0.975))
+
+    @property
+    def excess_above_random(self) -> bool:
+        """Whether the interval of the excess lies above 97.5 % of the random directions."""
+        if self.excess is None or self.random_excess is None:
+            return False
+        return self.excess.low > float(np.quantile(self.random_excess, 0.975))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every number, for JSON; for random directions the mean, the central 95 % and the highest."""
+        shown: dict[str, Any] = {" ".join(of): cliff.to_dict() for of, cliff in self.cliffs.items()}
+        highest = float(self.random.max())
+        shown["random_directions"] = {"drop": _middle(self.random).to_dict(), "highest": highest, "n": len(self.random)}
+        shown["above_nulls"] = self.above_nulls
+        if self.excess is not None and self.random_excess is not None:
+            shown["excess_over_benign"] = {
+                **self.excess.to_dict(),
+                "random_directions": _middle(self.random_excess).to_dict(),
+                "above_random": self.excess_above_random,
+            }
+        return shown
+
+    def sentence(self, name: str) -> str:
+        """What the cliff of the contrast `name` shows."""
+        fell, benign, chance = self.cliffs[HARMFUL_COMPLIED], self.cliffs.get(BENIGN_COMPLIED), _middle(self.random)
+        others = "" if benign is None else f"; for benign requests by {in_hundredths(benign.drop)}"
+        verdict = "more than both" if self.above_nulls else "not more than by chance"
+        return (
+            f"Cliff of {name} at the end of the thinking: for {len(fell.ids)} harmful requests that were complied with, the probability "
+            f"falls from {in_hundredths(fell.plateau.value)} to {in_hundredths(fell.end.value)}, by {in_hundredths(fell.drop)}{others}; "
+            f"along random directions by {in_hundredths(chance.low)} to {in_hundredths(chance.high)} ({verdict})."
+        )
+
+
+def cliff_study(
+    held: HeldOut,
+    store: TraceStore,
+    traces: Sequence[Trace],
+    cells: Sequence[RequestOutcome],
+    *,
+    plateau: float = PLATEAU,
+    n_controls: int = 100,
+    n_resamples: int = N_RESAMPLES,
+    seed: int = 0,
+) -> CliffStudy:
+    """The cliff of each cell, scored by the probe of `held` that did not learn from the trace, beside random directions."""
+    pairs = tracked(list(zip(traces, held.probes, strict=True)), "scoring tokens", "traces")
+    scores = {trace.id: token_scores(probe, store, trace) for trace, probe in pairs}
+    members: dict[RequestOutcome, list[Trace]] = {of: [] for of in sorted(set(cells))}
+    for trace, of in zip(traces, cells, strict=True):
+        members[of].append(trace)
+    several = {of: own for of, own in members.items() if len({trace.problem.group for trace in own}) > 1}
+    cliffs = {
+        of: cliff(scores, own, plateau=plateau, n_resamples=n_resamples, seed=seed) for of, own in several.items()
+    }
+    fell, stood = several[HARMFUL_COMPLIED], several.get(BENIGN_COMPLIED, [])
+    drops = random_direction_drops(
+        held.final, store, [*fell, *stood], n_controls=n_controls, plateau=plateau, seed=seed
+    )
+    random = drops[:, : len(fell)].mean(axis=1)
+    return CliffStudy(
+        cliffs=cliffs,
+        scores=scores,
+        random=random,
+        excess=_excess(cliffs[HARMFUL_COMPLIED], cliffs[BENIGN_COMPLIED], [*fell, *stood], n_resamples, seed)
+        if stood
+        else None,
+        random_excess=random - drops[:, len(fell) :].mean(axis=1) if stood else None,
+    )
+
+
+def _excess(fell: Cliff, stood: Cliff, traces: Sequence[Trace], n_resamples: int, seed: int) -> Estimate:
+    drops = np.concatenate([fell.drops, stood.drops])
+    n = len(fell.drops)
+
+    def difference(rows: Rows) -> float:
+        ours, theirs = drops[rows[rows < n]], drops[rows[rows >= n]]
+        return float(ours.mean() - theirs.mean()) if len(ours) and len(theirs) else float("nan")
+
+    groups = [trace.problem.group for trace in traces]
+    return resample_groups(difference, groups, n_resamples=n_resamples, seed=seed)
+
+
+def _middle(values: Values) -> Estimate:
+    """The mean and the central 95 % of the draws of a null."""
+    low, high = np.quantile(values, [0.025, 0.975])
+    return Estimate(value=float(values.mean()), low=float(low), high=float(high))

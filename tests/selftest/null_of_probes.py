@@ -22,7 +22,7 @@ from noise_runs import NoiseRun, noise_run, requests_run
 from scipy.stats import kstest
 
 from reasonscope import probes
-from reasonscope.probes.properties.refusal_probe import CONTRASTS
+from reasonscope.probes.properties.request_outcomes import CONTRASTS
 
 _SMALL = {"n_permutations": 199, "n_resamples": 20}
 REFUSAL_ALONE = {"refusal": CONTRASTS["refusal"]}

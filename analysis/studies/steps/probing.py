@@ -29,7 +29,8 @@ from reasonscope.probes.fitting.positions import POSITIONS, Position, position_n
 from reasonscope.probes.properties.correctness_probe import positions_summary
 from reasonscope.probes.properties.label_probe import probe_kind
 from reasonscope.probes.properties.labels import file_name, label_task
-from reasonscope.probes.properties.refusal_probe import CONTRASTS, refusal_maps
+from reasonscope.probes.properties.refusal_probe import refusal_maps
+from reasonscope.probes.properties.request_outcomes import CONTRASTS
 from reasonscope.steering.experiments.held_out import split_run
 
 

@@ -12,7 +12,7 @@ from reasonscope.data.text.parse import trace_from_text
 from reasonscope.data.trace import Problem
 from reasonscope.probes.properties.correctness_probe import _with_verdicts
 from reasonscope.probes.properties.judge import _verdict, agreement, judged, verdicts_of_file
-from reasonscope.probes.properties.refusal_probe import cell
+from reasonscope.probes.properties.request_outcomes import cell
 
 REFUSES = "I'm sorry, but I can't help with that."
 COMPLIES = "Here are the steps:\n1. Open the lid.\n2. Stir well."

@@ -15,15 +15,11 @@ from reasonscope.data.organism.requests import COMPLIANCE, REFUSAL
 from reasonscope.data.organism.tokenizer import chat, train_tokenizer
 from reasonscope.data.organism.writer import write_request
 from reasonscope.data.storage.store import TraceStore
+from reasonscope.data.text.behaviour import behaviour
 from reasonscope.data.text.parse import build_trace, trace_from_text
 from reasonscope.data.trace import Problem
-from reasonscope.probes.properties.refusal_probe import (
-    CONTRASTS,
-    _Contrast,
-    behaviour,
-    cell,
-    refusal_maps,
-)
+from reasonscope.probes.properties.refusal_probe import refusal_maps
+from reasonscope.probes.properties.request_outcomes import CONTRASTS, Contrast, cell
 
 REFUSAL_ALONE = {"refusal": CONTRASTS["refusal"]}
 SITES = ["resid_post.0", "resid_post.1"]
@@ -128,7 +124,7 @@ def test_a_drop_that_every_prompt_shows_is_not_an_excess(tmp_path, traces):
 
 def test_intent_is_taught_along_the_thinking(tmp_path, traces):
     with pytest.raises(InputError, match="has to be 'window'"):
-        _Contrast(positive=frozenset(), negative=frozenset(), positions=(0.5,))
+        Contrast(positive=frozenset(), negative=frozenset(), positions=(0.5,))
     intent = {"intent": CONTRASTS["intent"]}
     found = probes.refusal(stored(tmp_path, traces, informed=True), traces, contrasts=intent, folds=3)
     study = found.cliffs["intent"]

@@ -23,8 +23,8 @@ from reasonscope.data.text.parse import build_trace
 from reasonscope.probes.evaluation.comparison import Comparison, compare
 from reasonscope.probes.evaluation.grouped_folds import cluster_bootstrap, difference_to_best
 from reasonscope.probes.evaluation.permutation_null import Null
-from reasonscope.probes.properties.refusal_probe import CONTRASTS
 from reasonscope.probes.properties.report import ProbeReport, class_shortage, truncation_notes
+from reasonscope.probes.properties.request_outcomes import CONTRASTS
 
 REFUSAL_ALONE = {"refusal": CONTRASTS["refusal"]}
 REPORTS = {
