@@ -103,7 +103,17 @@ TARGETS = {
         "tests/steering/ablation/test_knockout.py",
         "tests/steering/ablation/test_controls.py",
     ],
-    "steering/ablation/patching.py": ["tests/steering/ablation/test_patching.py"],
+    "steering/ablation/patching.py": [
+        f"tests/steering/ablation/test_patching.py::test_{name}"
+        for name in (
+            "the_differing_token_gives_everything_back_at_the_input_and_nothing_elsewhere",
+            "all_heads_together_are_the_attention",
+            "what_was_patched_is_not_patched_again",
+            "texts_go_on_with_what_the_answers_share_and_are_told_apart_by_the_next_token",
+            "traces_are_read_up_to_the_token_in_which_their_answers_differ",
+            "texts_that_cannot_be_paired_are_refused",
+        )
+    ],
     "steering/ablation/plan.py": ["tests/steering/ablation/test_plan.py"],
     "steering/ablation/targets.py": [
         "tests/steering/ablation/test_plan.py",

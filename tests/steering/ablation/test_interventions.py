@@ -80,7 +80,7 @@ def test_an_expert_is_never_chosen_and_the_next_one_takes_its_place(character_to
     )
     assert (before == 1).any() and not (after == 1).any() and before.shape == after.shape
     assert {one.experts for one in random_ablations(model, gone)} == {(Expert(0, i),) for i in (0, 2, 3)}
-    with pytest.raises(InputError, match="experts 0 to 3"):
+    with pytest.raises(InputError, match=r"expert 4 at router\.0: this block has experts 0 to 3"):
         AblationIntervention(model, Ablation(name="e", experts=(Expert(0, 4),)))
     with pytest.raises(SiteError, match="router"):
         AblationIntervention(model, Ablation(name="e", experts=(Expert(1, 0),)))

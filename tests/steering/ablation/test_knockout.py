@@ -6,11 +6,11 @@ import torch
 from reasonscope.data.errors import InputError
 from reasonscope.data.exchange.problem_sets import load_problems
 from reasonscope.data.trace import Sampling
-from reasonscope.probes.generation.decoding import generate
+from reasonscope.probes.generation.decoding import DecodingStep, generate
 from reasonscope.probes.models.model import load_model
 from reasonscope.steering import Ablation, Scope
 from reasonscope.steering.ablation.controls import _random_edges, _RandomScope
-from reasonscope.steering.ablation.knockout import Edges, reading_without, writing_without
+from reasonscope.steering.ablation.knockout import Edges, _masking, _RunningCut, reading_without, writing_without
 from reasonscope.steering.ablation.regeneration import regenerate_ablated
 
 
@@ -79,3 +79,30 @@ def test_random_tokens_stay_the_same_while_the_text_grows():
     assert set((named.mask(padded, n_prompt=n)[0].nonzero()[:, 0] - 4).tolist()) == grown[-1]
     drawn = _random_edges(Edges(readers=Scope(), read=Scope(prompt_window=(0, 3))), [], n_controls=3, seed=0)
     assert len({one.read.seed for one in drawn}) == 3
+
+
+def test_a_mask_that_does_not_fit_the_edges_is_refused(model):
+    cut = _RunningCut(Edges(readers=Scope(), read=Scope()))
+    cut._cut = torch.ones(1, 2, 3, dtype=torch.bool)
+    module, fits = model.hf, torch.zeros(1, 1, 2, 3)
+    assert (cut.mask(module, (), {"attention_mask": fits})[1]["attention_mask"] < 0).all()
+    assert cut.mask(module, (), {"attention_mask": fits[..., :2]})[1]["attention_mask"].shape == (1, 1, 2, 2)
+    for mask in ("sdpa", fits[0], torch.zeros(1, 1, 2, 4)):
+        with pytest.raises(InputError, match="in the order of the text"):
+            cut.mask(module, (), {"attention_mask": mask})
+    whole = _masking(torch.ones(1, 3, 3, dtype=torch.bool))
+    for mask in (None, torch.zeros(1, 1, 3, 4)):
+        with pytest.raises(InputError, match="without a cache"):
+            whole(module, (), {"attention_mask": mask})
+
+
+def test_ids_are_found_whether_they_have_a_name_or_not(model):
+    """A model may be called with its ids by name or by place; padding is never read."""
+    ids, mask = torch.tensor([[7, 8, 9, 10]]), torch.tensor([[0, 1, 1, 1]])
+    cuts = []
+    for args, named in (((ids,), {}), ((), {"input_ids": ids})):
+        cut = _RunningCut(Edges(readers=Scope(), read=Scope(prompt_window=(0, 2))))
+        cut.on_step(DecodingStep(index=0, rows=torch.tensor([0]), ids=ids))
+        cut.begin_pass(model.hf, args, {**named, "attention_mask": mask})
+        cuts.append(cut._cut[0].tolist())
+    assert cuts[0] == cuts[1] and not any(row[0] for row in cuts[0]) and cut.count == sum(map(sum, cuts[0])) > 0

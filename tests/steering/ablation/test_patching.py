@@ -119,6 +119,20 @@ def test_traces_are_read_up_to_the_token_in_which_their_answers_differ(organism)
             patch_activations(organism, pair)
 
 
+def test_texts_go_on_with_what_the_answers_share_and_are_told_apart_by_the_next_token(organism):
+    clean, corrupted = (organism.encode_text(f"Mia has {n} apples. So Mia has") for n in (14, 15))
+    right, wrong = (organism.tokenizer.encode(text, add_special_tokens=False) for text in (" 14", " 15"))
+    shared = next(i for i, (a, b) in enumerate(zip(right, wrong, strict=True)) if a != b)
+    pair = PatchPair.of_texts(organism, clean, corrupted, (" 14", " 15"))
+    assert pair.clean == (*clean, *right[:shared]) and pair.corrupted == (*corrupted, *right[:shared])
+    assert (pair.right, pair.wrong) == (right[shared], wrong[shared])
+    for answers in (("", " 15"), (" 14", "")):
+        with pytest.raises(InputError, match="has no token"):
+            PatchPair.of_texts(organism, clean, corrupted, answers)
+    with pytest.raises(InputError, match="do not differ in a token"):  # one begins as the other
+        PatchPair.of_texts(organism, clean, corrupted, (" 14", " 14 apples"))
+
+
 def test_texts_that_cannot_be_paired_are_refused(organism):
     long, short = (organism.encode_text(text) for text in ("Mia has 14 apples.", "Mia has 14"))
     pair = PatchPair(clean=tuple(long), corrupted=tuple(short), right=5, wrong=6)
