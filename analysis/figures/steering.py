@@ -49,7 +49,7 @@ def steering_plane(arms: Sequence[Arm]) -> Figure:
             error_y=error_bars([arm.accuracy], colour),
         )
     title = f"Effect of steering ({arms[0].n_problems} problems)"
-    return styled(figure, title, "mean thinking tokens", "accuracy").update_yaxes(range=[0, 1.05])
+    return styled(figure, title, "mean thinking tokens", "accuracy").update_yaxes(rangemode="tozero")
 
 
 def steering_front(responses: Sequence[DoseResponse | DecodingResponse]) -> Figure:
@@ -111,7 +111,7 @@ def steering_front(responses: Sequence[DoseResponse | DecodingResponse]) -> Figu
         "mean thinking tokens",
         "accuracy",
     )
-    return figure.update_yaxes(range=[0, 1.08]).update_layout(height=520)
+    return figure.update_yaxes(rangemode="tozero").update_layout(height=520)
 
 
 def _with_room(arms: Sequence[Arm]) -> list[Arm]:
