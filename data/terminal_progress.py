@@ -101,7 +101,7 @@ class _Lines(Listener):
         """Write a line if the last one was written long enough ago."""
         with self._lock:
             if self._begun and self._clock() - self._written_at >= _LINE_SECONDS:
-                self._write("; ".join(_progress_line(one.work, self._clock() - one.at) for one in _shown(self._begun)))
+                self._write("; ".join(line for _, line in _progress_lines(self._begun, self._clock())))
 
     def close(self) -> None:
         """Forget what has not ended: after an error, a generator may end its work much later."""
@@ -182,25 +182,40 @@ class _Bars(Listener):
 
         rows = Table.grid(padding=(0, 1))
         now = self._clock()
-        for one in _shown(self._begun):
-            fraction = one.work.fraction
+        for work, line in _progress_lines(self._begun, now):
+            fraction = work.fraction
             bar = ProgressBar(
                 total=1.0, completed=fraction or 0.0, width=20, pulse=fraction is None, animation_time=now
             )
-            rows.add_row(bar, Text(_progress_line(one.work, now - one.at), overflow="ellipsis", no_wrap=True))
+            rows.add_row(bar, Text(line, overflow="ellipsis", no_wrap=True))
         return rows
 
 
-def _progress_line(work: Work, seconds: float) -> str:
-    """How far work is that began `seconds` ago, as in `recording: 12 of 32 traces, 214 tokens/s, about 2 min left`."""
-    said = [_count(work), *_tokens(work, seconds)]
+def _progress_lines(begun: Sequence[_Begun], now: float) -> list[tuple[Work, str]]:
+    """The works to show, each with its line. Tokens and the time so far are those of the outermost, and a name is not said twice."""
+    outer, *inner = _shown(begun)
+    found = [(outer.work, _progress_line(outer.work, now - outer.at))]
+    for one in inner:
+        line = _progress_line(one.work, now - one.at, inside=True)
+        others = (other.work for other in (outer, *inner) if other is not one)
+        if not any(line in (work.what, work.detail) for work in others):
+            found.append((one.work, line))
+    return found
+
+
+def _progress_line(work: Work, seconds: float, *, inside: bool = False) -> str:
+    """How far work is that began `seconds` ago, as in `recording: 12 of 32 traces, 214 tokens/s, about 2 min left`.
+
+    Of work `inside` other work, which tells the tokens and the time, only its name, its count and the time left.
+    """
+    said = [_count(work), *([] if inside else _tokens(work, seconds))]
     fraction = work.fraction
     if fraction is not None and 0 < fraction < 1 and seconds >= 1:
         left = seconds * (1 - fraction) / fraction
         said.append(f"{'at most' if work.at_most else 'about'} {spoken_time(left)} left")
-    elif not work.done:
+    elif not work.done and not inside:
         said.append(f"{spoken_time(seconds)} so far")
-    return f"{work.what}: {', '.join(part for part in said if part)}"
+    return ": ".join(part for part in (work.what, ", ".join(part for part in said if part)) if part)
 
 
 def _summary_line(work: Work, seconds: float) -> str:

@@ -32,6 +32,8 @@ _MEASURES: Mapping[str, Callable[[Arm], Estimate]] = {
     "accuracy": lambda arm: arm.accuracy,
 }
 
+_ROOM = 0.05  # of a single strength: its random vectors are drawn so far to either side of it
+
 
 def steering_plane(arms: Sequence[Arm]) -> Figure:
     """Mean thinking tokens against accuracy of each arm, 95 % intervals over problems."""
@@ -137,36 +139,55 @@ def dose_curves(response: DoseResponse | DecodingResponse) -> Figure:
     """Mean thinking tokens and accuracy by strength, 95 % intervals over problems; a strength below 0 is the reverse.
 
     The shaded area covers the random vectors (random tokens, for a decoding method) of each strength, from the lowest
-    to the highest of their means; the dashed line is the unsteered model.
+    to the highest of their means; the dashed line is the unsteered model. A single strength has an area around it.
     """
-    base, controls = response.base, response.controls
+    base = response.base
     arms = sorted((arm for arms in response.curves.values() for arm in arms), key=lambda arm: arm.multiplier)
-    x = [arm.multiplier for arm in arms]
-    strengths = sorted({arm.multiplier for arm in controls})
-    each = len(controls) // max(len(strengths), 1)
+    x, across = [arm.multiplier for arm in arms], _across(response.controls)
+    ends = [min([*x, *across]), max([*x, *across])]
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08)
     for row, (name, read) in enumerate(_MEASURES.items(), start=1):
         place = {"row": row, "col": 1}
-        ranges = [[read(arm).value for arm in controls if arm.multiplier == strength] for strength in strengths]
-        for ends, fill in ((list(map(min, ranges)), None), (list(map(max, ranges)), "tonexty")):
-            figure.add_scatter(
-                x=strengths, y=ends, mode="lines", line={"color": GREY, "width": 0.5}, fill=fill, fillcolor=SHADE, hoverinfo="skip",
-                name=f"{response.control_name} ({each} per strength)", legendgroup="null", showlegend=row == 1 and fill is not None,
-                **place,
-            )  # fmt: skip
+        _shade_random(figure, response, name, place)
         figure.add_scatter(
             x=x, y=[read(arm).value for arm in arms], mode="lines+markers", name=response.name, showlegend=row == 1,
             line={"color": BLUE}, marker={"size": 9}, error_y=error_bars([read(arm) for arm in arms], BLUE),
             hovertemplate="strength %{x:g}<br>%{y:.4g}<extra></extra>", **place,
         )  # fmt: skip
         figure.add_scatter(
-            x=[min([*x, *strengths]), max([*x, *strengths])], y=[read(base).value] * 2, mode="lines", name="unsteered",
+            x=ends, y=[read(base).value] * 2, mode="lines", name="unsteered",
             line={"color": GREY, "dash": "dash"}, showlegend=row == 1, hoverinfo="skip", **place,
         )  # fmt: skip
         figure.update_yaxes(title=name, **place)
+    if len(set(x)) == 1:
+        figure.update_xaxes(tickvals=x[:1], range=sorted((0.7 * x[0], 1.3 * x[0])))
     title = f"{response.name}: dose and response ({base.n_problems} held-out problems)"
     figure = styled(figure, title, "", next(iter(_MEASURES))).update_layout(height=560)
     return figure.update_xaxes(title=f"strength ({response.unit})", row=2, col=1)
+
+
+def _shade_random(
+    figure: Figure, response: DoseResponse | DecodingResponse, measure: str, place: Mapping[str, int]
+) -> None:
+    """From the lowest to the highest of the means of the random vectors, at each strength."""
+    across, controls, read = _across(response.controls), response.controls, _MEASURES[measure]
+    if not controls:
+        return
+    strengths = sorted({arm.multiplier for arm in controls})
+    ranges = [[read(arm).value for arm in controls if arm.multiplier == strength] for strength in strengths]
+    repeated = len(across) // len(ranges)
+    name = f"{response.control_name} ({len(controls) // len(strengths)} per strength)"
+    for ends, fill in ((list(map(min, ranges)), None), (list(map(max, ranges)), "tonexty")):
+        figure.add_scatter(
+            x=across, y=ends * repeated, mode="lines", line={"color": GREY, "width": 0.5}, fill=fill, fillcolor=SHADE, hoverinfo="skip",
+            name=name, legendgroup="null", showlegend=place["row"] == 1 and fill is not None, **place,
+        )  # fmt: skip
+
+
+def _across(controls: Sequence[Arm]) -> list[float]:
+    """Where the area of the random vectors is drawn: at their strengths, and around a single one, which has no width of its own."""
+    strengths = sorted({arm.multiplier for arm in controls})
+    return [(1 - _ROOM) * strengths[0], (1 + _ROOM) * strengths[0]] if len(strengths) == 1 else strengths
 
 
 def _region(figure: Figure, x: Sequence[float], y: Sequence[float], name: str) -> None:

@@ -100,8 +100,7 @@ def regenerate_ablated(
         conditions += [_named(f"{ablation.name}, random {i}", one) for i, one in enumerate(moves, start=1)]
     experiment = SteeringExperiment(model, problems, sampling)
     runs = experiment.run_all(conditions)
-    if any(not one.count for one in cuts):
-        raise InputError(f"ablation {ablation.name!r} cut no edge while the model wrote: no token lies in its scopes")
+    _check_cut(ablation.name, [one.count for one in cuts])
     arm, *random = (experiment.arm(one.name, 1.0, run) for one, run in zip(conditions, runs, strict=True))
     excess = experiment.differences(runs[0], runs[1:]) if random else {}
     said = {
@@ -109,6 +108,19 @@ def regenerate_ablated(
         for plain, again in zip(experiment.base.traces, runs[0].traces, strict=True)
     }
     return RegenerationEffect(arm=arm, random=tuple(random), excess=excess, answers=said)
+
+
+def _check_cut(name: str, counts: Sequence[int]) -> None:
+    """Raise InputError if the ablation or one of its controls cut nothing; `counts` begins with the ablation's own."""
+    if 0 not in counts:
+        return
+    number = counts.index(0)
+    if number:
+        raise InputError(
+            f"random edges {number} in place of {name!r} cut none while the model wrote, because their tokens come too late to be read; "
+            "answer more problems"
+        )
+    raise InputError(f"ablation {name!r} cut no edge while the model wrote: no token lies in its scopes")
 
 
 def _condition(

@@ -68,6 +68,17 @@ def select_direction(
     return _DirectionChoice(position=int(row) - n_positions, layer=int(layer), n_surviving=int(survives.sum()))
 
 
+def _none_passes(scores: Scores, kl_threshold: float, induce_threshold: float, prune_share: float) -> str:
+    """How close the candidates came that the rule may choose, and what else may work."""
+    n = int(scores.kl.shape[1] * (1 - prune_share))
+    lowest, highest = np.nanmin(scores.kl[:, :n], initial=np.inf), np.nanmax(scores.induce[:, :n], initial=-np.inf)
+    return (
+        f"no direction of the first {n} layers passes the published rule: the lowest KL is {lowest:.3g} (at most {kl_threshold}), the "
+        f"highest induce score {highest:.3g} (at least {induce_threshold}), and one direction has to pass both; methods refusal and "
+        "refusal-ablate also try the last layers, and the words before the verdict (--verdict)"
+    )
+
+
 def answer_start(trace: Trace) -> int | None:
     """The token at which the answer begins; None if the thinking was not closed."""
     return None if trace.state == "truncated" else trace.tokens.answer.start
@@ -215,7 +226,7 @@ def extract_refusal(
 ) -> SteeringVector:
     """The chosen direction at resid_pre of its layer, not normalised: adding it makes the model refuse, ablating it makes it comply.
 
-    Raises InputError if no candidate passes the rule; the message says how close they came.
+    Raises InputError if no candidate passes the rule; the message says how close they came, and what else may work.
     """
     candidates = refusal_candidates(model, harmful, harmless, n_positions=n_positions)
     scores = refusal_scores(model, candidates, held_out_harmful, held_out_harmless, refusal_tokens)
@@ -223,10 +234,7 @@ def extract_refusal(
         scores, kl_threshold=kl_threshold, induce_threshold=induce_threshold, prune_share=prune_share
     )
     if choice is None:
-        raise InputError(
-            f"no direction passes: the lowest KL is {np.nanmin(scores.kl):.3g} (at most {kl_threshold}), "
-            f"the highest induce score {np.nanmax(scores.induce):.3g} (at least {induce_threshold}); widen the thresholds"
-        )
+        raise InputError(_none_passes(scores, kl_threshold, induce_threshold, prune_share))
     provenance = {
         "position": choice.position,
         "surviving": choice.n_surviving,

@@ -192,4 +192,15 @@ def test_deep_work_shows_the_outermost_and_what_is_in_hand():
             work.done = 24
             pass_seconds(clock, lines, 10)
         told = out.getvalue().splitlines()[0]
-    assert told == "study: 10 s so far; steering: 10 s so far; reading again: 24 of 96 texts, about 30 s left"
+    assert told == "study: 10 s so far; steering; reading again: 24 of 96 texts, about 30 s left"
+
+
+def test_each_fact_is_said_once():
+    """A step of a study, its analysis and its loop have one name, and write the same tokens."""
+    with heard() as (clock, lines, out):
+        with working("study") as study, working("anchors"), working("anchors", total=6, unit="traces") as loop:
+            study.detail, loop.detail = "anchors", "test-104/0"
+            count_tokens(640)
+            pass_seconds(clock, lines, 10)
+        told = out.getvalue().splitlines()[0]
+    assert told == "study: anchors, 640 tokens, 64 tokens/s, 10 s so far; anchors: 0 of 6 traces (test-104/0)"

@@ -1,6 +1,6 @@
 """Figures say what they show: labelled axes, every arm and score drawn, and a page that needs no network."""
-
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -237,6 +237,11 @@ def test_the_dose_response_has_a_curve_through_both_signs_and_a_band_of_random_v
     assert list(low.x) == [1, 2] and list(low.y) == [95, 95] and list(high.y) == [99, 99]
     assert set(unsteered.y) == {100} and "9 held-out" in drawn.layout.title.text
     assert list(figures.sweep_figures([response])) == ["steering_front", "dose_seal"]
+    low, high, *_ = figures.dose_curves(replace(response, doses=doses[:1])).data
+    assert list(low.x) == list(high.x) == [0.95, 1.05]  # of a single strength, too, there is something to see
+    assert list(low.y) == [95, 95] and list(high.y) == [99, 99]
+    bare = figures.dose_curves(replace(response, doses=(replace(doses[0], random=()),)))
+    assert "random" not in " ".join(curve.name for curve in bare.data)
 
 
 def test_a_head_that_pushes_down_is_told_from_one_that_pushes_up_by_colour():

@@ -114,5 +114,6 @@ def test_the_published_rule_finds_a_direction_where_late_layers_may_be_chosen(mo
     assert [model.tokenizer.decode([token]) for token in opens] == ["I"]
     vector = extract_refusal(model, *sides, opens, prune_share=0.0)
     assert list(vector.directions) == [Site("resid_pre", 5)]
-    with pytest.raises(InputError, match="no direction passes"):  # as published: not in the last fifth of six layers
+    # As published, the last fifth of six layers is left out.
+    with pytest.raises(InputError, match=r"no direction of the first 4 layers .* refusal-ablate"):
         extract_refusal(model, *sides, opens)

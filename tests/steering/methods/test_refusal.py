@@ -67,7 +67,7 @@ def test_candidates_are_differences_of_means_and_scores_see_their_effect(load):
         model, HARMFUL, HARMLESS, HARMFUL, HARMLESS, [3], kl_threshold=np.inf, induce_threshold=-np.inf
     )
     assert vector.provenance["scores"]["bypass"] == pytest.approx(scores.bypass[0, :2].min())
-    with pytest.raises(InputError, match="no direction passes"):
+    with pytest.raises(InputError, match=r"no direction of the first 2 layers .* methods refusal and refusal-ablate"):
         extract_refusal(model, HARMFUL, HARMLESS, HARMFUL, HARMLESS, [3], kl_threshold=-1.0)
 
 
