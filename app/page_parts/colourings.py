@@ -138,7 +138,11 @@ def _score(trace: Trace, path: Path, mtime: int) -> Colouring | None:
     about = f"probe at {found.about.get('site')}; n = {n} tokens; the last token is never fed back"
     if name.startswith(_CONTROL):
         site = f" at {found.about['site']}" if found.about.get("site") else ""
-        about = f"what the controller decided{site} while the model wrote, until it decided again; n = {n} decisions"
+        bar = (found.about.get("provenance") or {}).get("threshold")
+        stops = "" if bar is None else f"; it stops at {bar:.4g}"
+        about = (
+            f"what the controller decided{site} while the model wrote, until it decided again; n = {n} decisions{stops}"
+        )
         values = _held(values, trace.tokens.thinking.stop)
         if n:
             bottom, top = float(np.nanmin(values)), float(np.nanmax(values))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from reasonscope.analysis.runs.opened_run import OpenRun
 from reasonscope.data.errors import InputError
+from reasonscope.data.storage.manifest import RECIPE
 from reasonscope.data.text.align import token_strings
 from reasonscope.data.trace import Sampling, Trace
 
@@ -50,14 +51,19 @@ class Duel:
     n_edited: int
 
 
-def vectors_in(folder: Path) -> list[Path]:
-    """The recipes of a run, and vectors that were saved alone."""
-    return sorted(folder.glob("*.safetensors"))
+def vectors_of(run: OpenRun) -> list[Path]:
+    """What steered the run, its recipes, and vectors that were saved alone."""
+    own = run.store.recipe
+    return [*([own] if own is not None and own.exists() else []), *sorted(run.where.vectors.glob("*.safetensors"))]
 
 
 def label(path: Path) -> str:
-    """The name of a file without its endings."""
-    return path.name.removesuffix(".safetensors").removesuffix(".recipe")
+    """The name of a file without its endings; a run's own recipe is called so."""
+    return (
+        "what steered this run"
+        if path.name == RECIPE
+        else path.name.removesuffix(".safetensors").removesuffix(".recipe")
+    )
 
 
 @lru_cache(maxsize=1)

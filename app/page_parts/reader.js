@@ -18,7 +18,7 @@ const element = (name, className, text) => {
   return made;
 };
 const percent = (logprob) => `${(100 * Math.exp(logprob)).toPrecision(3)} %`;
-const shown = (value) => (value === null || value === undefined ? "no value" : Number(value.toPrecision(4)).toString());
+const shown = (value) => (value === null || value === undefined ? "no value" : Number(value.toPrecision(4)).toString().replace("-", "−"));
 
 class Reader {
   constructor(parent) {

@@ -4,6 +4,7 @@ without steering."""
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
+from shlex import quote
 
 import streamlit as st
 
@@ -29,7 +30,7 @@ def show(run: OpenRun) -> None:
         with components.show_errors():  # an error in one of them must not hide the other or the playground
             measured[name] = measurements.numbers(run, name)
     if measured and not any(measured.values()):
-        components.missing("the effect of steering", measurements.command_for(run, "numbers/sweep.json"))
+        _unmeasured(run)
     for source, kept in measured.items():
         if kept is None:
             continue
@@ -39,6 +40,15 @@ def show(run: OpenRun) -> None:
             components.made_by(kept)
     st.subheader("Playground", anchor=False)
     _playground(run)
+
+
+def _unmeasured(run: OpenRun) -> None:
+    """Which command measures the effect: a comparison with the plain run, if this one is steered."""
+    if not (steered := run.store.meta.get("steered")):
+        components.missing("the effect of steering", measurements.command_for(run, "numbers/sweep.json"))
+        return
+    st.markdown(components.as_text(f"This run was steered by {steered.get('name')} ({steered.get('hash')})."))
+    components.missing("how it differs from a plain run", f"reasonscope analyse compare PLAIN {quote(str(run.path))}")
 
 
 def _figures(run: OpenRun, names: Sequence[str], command: str) -> None:
@@ -55,7 +65,7 @@ def _figures(run: OpenRun, names: Sequence[str], command: str) -> None:
 @st.fragment  # type: ignore[untyped-decorator]
 def _playground(run: OpenRun) -> None:
     """Sliders, the button, and the last two answers; the model runs only when the button is pressed."""
-    known = playground.vectors_in(run.where.vectors)
+    known = playground.vectors_of(run)
     if not known:
         components.missing("a steering vector", f"reasonscope steer extract seal --run {run.path}")
         return

@@ -136,9 +136,11 @@ def _value(sentence: Sentence, colouring: Colouring) -> str:
 
 def _facts(run: OpenRun, read: CutTrace) -> str:
     row = next(row for row in readings.trace_rows(run) if row.id == read.trace.id)
+    steered = run.store.meta.get("steered")
+    by = f" · steered by {steered.get('name')}" if steered else ""
     return (
         f"{row.outcome} · answer {row.answer or 'none'} · {readings.length_of(row)} · {len(read.sentences)} sentences"
-        f" · thinking {row.state} · {read.labels} sentence labels"
+        f" · thinking {row.state} · {read.labels} sentence labels{by}"
     )
 
 

@@ -8,12 +8,18 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from reasonscope.analysis.figures import lengths_of_pairs
+from reasonscope.analysis.runs.opened_run import open_run
 from reasonscope.analysis.runs.saved_numbers import save_numbers
 from reasonscope.app.demo.bundled import EXAMPLE
-from reasonscope.app.page_parts.playground import label, mixed, vectors_in
+from reasonscope.app.page_parts.playground import label, mixed, vectors_of
 from reasonscope.data.errors import InputError
+from reasonscope.data.exchange.problem_sets import load_problems
+from reasonscope.data.storage.manifest import RECIPE
 from reasonscope.data.storage.run_folder import run_folder
+from reasonscope.data.trace import Sampling
 from reasonscope.probes.architecture.sites import Site
+from reasonscope.probes.generation.recording import record
+from reasonscope.probes.models.model import load_model
 from reasonscope.steering import SteeringVector
 from reasonscope.steering.recipes.recipe import Recipe, RecipePart
 
@@ -30,7 +36,7 @@ def test_a_vector_that_was_saved_alone_acts_on_the_tokens_of_the_page():
 def test_a_recipe_keeps_its_tokens_and_is_scaled(tmp_path):
     path = tmp_path / "half.recipe.safetensors"
     Recipe(name="half", parts=mixed({OLD: 0.5}, "where steps begin").parts).save(path)
-    assert vectors_in(tmp_path) == [path] and label(path) == "half"
+    assert label(path) == "half"
     both = mixed({path: -2.0, OLD: 1.0, tmp_path / "off": 0.0}, "every token of the thinking")
     assert [(part.scope, part.strength) for part in both.parts] == [
         ({"on": "think", "steps": "separators"}, -1.0),
@@ -60,6 +66,27 @@ def test_the_page_steers_by_the_recipe_of_a_run_and_says_how_many_tokens_were_ed
     assert not test.exception and not test.error
     (said,) = [one.value for one in test.caption if "tokens were edited" in one.value]
     assert "KL of steered from base" in said and "part at generated token" in said
+
+
+def test_a_steered_run_says_what_steered_it_and_offers_it(steered_run):
+    test = AppTest.from_function(_show, args=(str(steered_run),), default_timeout=60).run()
+    assert not test.exception and not test.error
+    assert any(one.value.startswith("This run was steered by push") for one in test.markdown)
+    assert [one.value for one in test.code] == [f"reasonscope analyse compare PLAIN {steered_run}"]
+    assert [one.label for one in test.slider][:1] == ["what steered this run, times its strength"]
+    assert vectors_of(open_run(steered_run)) == [steered_run / RECIPE]
+
+
+@pytest.fixture
+def steered_run(tmp_path):
+    """A run of one trace that a recipe steered."""
+    vector = SteeringVector(directions={Site("resid_post", 3): np.ones(128, dtype=np.float32)}, method="by hand")
+    recipe = Recipe(name="push", parts=(RecipePart(vector=vector),))
+    path = tmp_path / "steered"
+    record(
+        load_model("organism"), load_problems("ledger", n=1), path, sampling=Sampling(max_new_tokens=4), steer=recipe
+    )
+    return path
 
 
 def _show(run: str) -> None:

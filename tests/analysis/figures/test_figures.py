@@ -1,4 +1,5 @@
 """Figures say what they show: labelled axes, every arm and score drawn, and a page that needs no network."""
+
 import json
 from dataclasses import replace
 

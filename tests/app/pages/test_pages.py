@@ -290,7 +290,7 @@ def test_what_a_controller_decided_colours_the_trace_until_it_decides_again(tmp_
     start = trace.tokens.thinking.start
     line = np.full(len(trace.token_ids) - 1, np.nan, dtype=np.float32)
     line[[start + 3, start + 9]] = [0.25, 0.75]
-    about = {"name": "exit-probe", "site": "resid_post.4", "unit": "score", "provenance": {}}
+    about = {"name": "exit-probe", "site": "resid_post.4", "unit": "score", "provenance": {"threshold": 0.8}}
     (run / "scores").mkdir(exist_ok=True)
     save_scores(TokenScores(scores={trace.id: line}, about=about), run / "scores" / "control-exit-probe.safetensors")
     opened = open_run(run)
@@ -299,7 +299,7 @@ def test_what_a_controller_decided_colours_the_trace_until_it_decides_again(tmp_
     assert np.isnan(found.values[: start + 3]).all() and (found.values[start + 3 : start + 9] == 0.25).all()
     stop = trace.tokens.thinking.stop
     assert (found.values[start + 9 : stop] == 0.75).all() and np.isnan(found.values[stop:]).all()
-    assert "n = 2 decisions" in found.about and "resid_post.4" in found.about
+    assert "n = 2 decisions; it stops at 0.8" in found.about and "resid_post.4" in found.about
 
 
 def cut_of_first(run):
