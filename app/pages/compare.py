@@ -29,7 +29,8 @@ def show(run: OpenRun) -> None:
     if other != run:
         _runs(run, other)
     left, right = st.columns(2)
-    one = left.selectbox(components.as_text(f"Trace of {run.name}"), list(ours), key=Key.TRACE, bind=BOUND)
+    pairs_first = sorted(ours, key=lambda id: id not in theirs)
+    one = left.selectbox(components.as_text(f"Trace of {run.name}"), pairs_first, key=Key.TRACE, bind=BOUND)
     ids = list(theirs)
     same = ids.index(one) if one in theirs else 0
     same = (same + 1) % len(ids) if other == run else same  # comparing a trace with itself says nothing

@@ -8,6 +8,7 @@ import pytest
 
 from reasonscope.analysis.runs.opened_run import open_run
 from reasonscope.app.demo.bundled import EXAMPLE
+from reasonscope.app.demo.real_example import EXAMPLES
 from reasonscope.app.page_parts.measurements import results
 from reasonscope.app.page_parts.readings import trace_rows
 from reasonscope.app.server.serving import serving
@@ -25,22 +26,35 @@ _PLACE = """([key, curve, point]) => {
 }"""
 _CURVE = """([key, name]) => document.querySelector(`.st-key-${key} .js-plotly-plot`)?._fullData?.findIndex((c) => c.name === name)"""
 
+# Of each example that ships, the pages that it has something for.
 SIGHTS = {
-    "": "",
-    "trace": "trace={trace}&colour=MI · resid_post.5&sentence=6",
-    "mi-peaks": "trace={trace}",
-    "anchors": "trace={trace}&sentence=6&truth=true",
-    "heads": "head=4.2&heads=2.3&block=6.4",
-    "probes": "",
-    "refusal": "contrast=intent",
-    "steering": "",
-    "compare": "trace={trace}",
+    "organism": {
+        "": "",
+        "trace": "trace={trace}&colour=MI · resid_post.5&sentence=6",
+        "mi-peaks": "trace={trace}",
+        "anchors": "trace={trace}&sentence=6&truth=true",
+        "heads": "head=4.2&heads=2.3&block=6.4",
+        "probes": "",
+        "refusal": "contrast=intent",
+        "steering": "",
+        "compare": "trace={trace}",
+    },
+    "GSM8K": {
+        "": "run=GSM8K",
+        "trace": "run=GSM8K&trace={trace}&colour=MI · resid_post.22&sentence=4",
+        "mi-peaks": "run=GSM8K&trace={trace}",
+        "anchors": "run=GSM8K&trace={trace}",
+        "heads": "run=GSM8K&head=18.3&heads=18.3",
+        "probes": "run=GSM8K",
+        "steering": "run=GSM8K",
+        "compare": "run=GSM8K&with=GSM8K, steered",
+    },
 }
 
 
-def analysed() -> str:
+def analysed(example: Path = EXAMPLE) -> str:
     """A trace of the example that was analysed sentence by sentence."""
-    return next(iter(results(open_run(EXAMPLE), "anchors")))
+    return next(iter(results(open_run(example), "anchors")))
 
 
 def open_page(page, view: str, query: str = ""):
@@ -76,15 +90,17 @@ def click_point(page, key: str, curve: int, point: int) -> None:
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("view", list(SIGHTS))
-def test_every_page_fits_and_says_no_error(page, view, width):
+@pytest.mark.parametrize(("example", "view"), [(name, view) for name, views in SIGHTS.items() for view in views])
+def test_every_page_fits_and_says_no_error(page, example, view, width):
+    """Screenshots are of the real example, and of the organism for the pages that the other has nothing for."""
     page.set_viewport_size({"width": width, "height": 1000 if width > 1000 else 844})
-    open_page(page, view, SIGHTS[view].format(trace=analysed()))
+    open_page(page, view, SIGHTS[example][view].format(trace=analysed(EXAMPLES.get(example, EXAMPLE))))
     settle(page)
     assert page.locator('[data-testid="stException"], [data-testid="stAlertContentError"]').count() == 0
     main = page.locator('[data-testid="stMain"]')
     assert main.evaluate("e => e.scrollWidth <= e.clientWidth + 1")
-    if folder := os.environ.get("REASONSCOPE_SCREENSHOTS"):
+    folder = os.environ.get("REASONSCOPE_SCREENSHOTS")
+    if folder and (example == "GSM8K" or view not in SIGHTS["GSM8K"]):
         page.screenshot(path=Path(folder) / f"app-{view or 'overview'}-{width}.png")
 
 
