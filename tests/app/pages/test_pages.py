@@ -15,6 +15,7 @@ from reasonscope.analysis.results import Axis, Band, Result, result_path
 from reasonscope.analysis.runs.opened_run import open_run
 from reasonscope.analysis.runs.saved_numbers import read_numbers, save_numbers
 from reasonscope.app.demo.bundled import EXAMPLE
+from reasonscope.app.demo.real_example import EXAMPLES, MOST_BYTES
 from reasonscope.app.page_parts import colourings, components, measurements, readings, runs, state
 from reasonscope.app.page_parts.alternatives import shown_alternatives
 from reasonscope.app.page_parts.reader import _reader_data
@@ -372,11 +373,30 @@ def test_runs_below_the_root_are_found(empty, imported, tmp_path):
         open_run(tmp_path / "deep")
 
 
-def test_the_whole_app_opens_with_the_example(tmp_path, monkeypatch):
+def test_the_whole_app_opens_with_the_real_example(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["main.py", "", str(tmp_path)])
     test = AppTest.from_file(str(Path(main.__file__)), default_timeout=60).run()
     assert not test.exception
-    assert test.header[0].value == "Run example"
+    assert test.header[0].value == r"Run example\-gsm8k"
+    assert test.selectbox[0].options == list(EXAMPLES)
+
+
+def test_the_real_example_holds_what_a_study_measured_on_twelve_traces():
+    run, steered = (open_run(EXAMPLES[name]) for name in ("GSM8K", "GSM8K, steered"))
+    assert run.store.sites == () and run.store.check() == steered.store.check() == []
+    assert sum(f.stat().st_size for one in (run, steered) for f in one.path.rglob("*") if f.is_file()) < MOST_BYTES
+    for method, n in {
+        "mi": 12,
+        "heads": 12,
+        "suppression": 12,
+        "entropy": 12,
+        "alternatives": 12,
+        "anchors": 5,
+    }.items():
+        assert len(set(measurements.results(run, method)) - {None}) >= n, method
+    assert set(steered.store.ids) <= set(run.store.ids) and steered.store.recipe.exists()
+    for one in (run, steered):
+        assert (one.path / "LICENSE-problems").read_text(encoding="utf-8").startswith("MIT License")
 
 
 def test_the_example_holds_no_activations_and_is_small():
