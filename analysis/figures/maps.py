@@ -108,7 +108,7 @@ def sentence_map(result: Result, name: str, measure: str) -> Figure:
         customdata=[[f"{source} → {target}" for source in texts] for target in texts],
         hovertemplate="%{customdata}<br>%{z:.3f}<extra></extra>",
     )
-    figure = styled(figure, titled(result), "source sentence", "target sentence").update_layout(height=560)
+    figure = styled(figure, titled(result, measure), "source sentence", "target sentence").update_layout(height=560)
     return figure.update_yaxes(autorange="reversed")
 
 

@@ -71,10 +71,10 @@ def error_bars(estimates: Sequence[Estimate], colour: str) -> dict[str, object]:
     }
 
 
-def titled(result: Result) -> str:
-    """The title of a result's figure."""
+def titled(result: Result, quantity: str = "") -> str:
+    """The title of a result's figure: its quantity, or another one that it holds."""
     trace = result.provenance.get("trace")
-    return result.quantity if trace in (None, "all") else f"{result.quantity}, {trace}"
+    return (quantity or result.quantity) + ("" if trace in (None, "all") else f", {trace}")
 
 
 def panel_gap(panels: int, height: float) -> float:
