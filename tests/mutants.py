@@ -112,6 +112,7 @@ TARGETS = {
             "texts_go_on_with_what_the_answers_share_and_are_told_apart_by_the_next_token",
             "traces_are_read_up_to_the_token_in_which_their_answers_differ",
             "texts_that_cannot_be_paired_are_refused",
+            "a_model_without_attention_has_no_heads_to_patch",
         )
     ],
     "steering/ablation/plan.py": ["tests/steering/ablation/test_plan.py"],
@@ -121,9 +122,17 @@ TARGETS = {
         "tests/steering/ablation/test_interventions.py",
     ],
     "steering/engine/stops.py": ["tests/steering/engine/test_engine_monitor.py"],
-    "steering/exits/places.py": ["tests/analysis/exits/test_exits.py"],
-    "steering/exits/rules.py": ["tests/analysis/exits/test_exits.py"],
-    "steering/exits/signals.py": ["tests/analysis/exits/test_exits.py"],
+    "steering/exits/places.py": [
+        "tests/analysis/exits/test_exits.py::test_places_are_inside_the_thinking_that_was_written",
+        "tests/analysis/exits/test_exits.py::test_the_signals_of_a_trace_are_what_the_model_says_at_its_cuts",
+    ],
+    "steering/exits/rules.py": [
+        "tests/analysis/exits/test_exits.py::test_each_rule_stops_where_its_signal_says_so",
+        "tests/analysis/exits/test_exits.py::test_a_rule_never_stops_at_an_undefined_number",
+    ],
+    "steering/exits/signals.py": [
+        "tests/analysis/exits/test_exits.py::test_the_signals_of_a_trace_are_what_the_model_says_at_its_cuts",
+    ],
     "steering/experiments/dose_responses.py": [
         "tests/steering/experiments/test_summaries.py",
         "tests/steering/experiments/test_dose_responses.py",
@@ -158,7 +167,18 @@ TARGETS = {
     ],
     "probes/vllm/wire.py": ["tests/probes/vllm/test_capture.py"],
     "analysis/ablations/run.py": ["tests/analysis/ablations/test_ablations_of_runs.py"],
-    "analysis/exits/evaluation.py": ["tests/analysis/exits/test_exits.py"],
+    "analysis/exits/evaluation.py": [
+        f"tests/analysis/exits/test_exits.py::test_{name}"
+        for name in (
+            "each_rule_stops_where_its_signal_says_so",
+            "a_rule_never_stops_at_an_undefined_number",
+            "the_threshold_is_the_cheapest_that_keeps_the_accuracy",
+            "a_rule_that_knows_saves_tokens_and_one_that_does_not_saves_none",
+            "the_best_rule_is_named_only_if_it_saves_whichever_rule_is_looked_at",
+            "thresholds_are_judged_on_other_problems",
+            "thoughts_that_were_right_before_they_went_on",
+        )
+    ],
     "analysis/studies/plan.py": ["tests/analysis/studies/test_plan.py"],
     "analysis/studies/state.py": ["tests/analysis/studies/test_studies.py"],
     "analysis/studies/claims.py": ["tests/analysis/studies/test_claims.py"],

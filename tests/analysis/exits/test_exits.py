@@ -3,9 +3,11 @@
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from reasonscope.analysis.exits.evaluation import _outcomes, calibrate, exit_report, thoughts
@@ -233,6 +235,19 @@ def test_the_signals_of_a_trace_are_what_the_model_says_at_its_cuts(model, run):
         text = model.tokenizer.decode(said.token_ids[len(prompt) :].tolist())
         assert _boxed_answer(f"\\boxed{{{text}") == answer
         assert right == (answer is not None and equivalent(answer, trace.problem.answer))
+
+
+def test_places_are_inside_the_thinking_that_was_written(model, run):
+    """Neither in the prompt nor at the very end of a text that was cut off there, and a single token may end a thought."""
+    trace = max(run, key=lambda one: one.n_thinking_tokens)
+    places = Places.of(model)
+    cuts, spent = places.of_trace(trace)
+    cut_off = SimpleNamespace(token_ids=trace.token_ids[: cuts[1]], n_prompt_tokens=trace.n_prompt_tokens)
+    assert places.of_trace(cut_off) == (cuts[:1], spent[:1])
+    prefilled = SimpleNamespace(token_ids=trace.token_ids, n_prompt_tokens=cuts[0])
+    assert places.of_trace(prefilled) == (cuts[1:], spent[1:])
+    ends = int(places.ends.nonzero()[0, 0])
+    assert places.ended(torch.tensor([[ends], [places.ends.int().argmin()]])).tolist() == [True, False]
 
 
 def test_the_whole_study_runs_on_a_run_and_says_what_it_found(model, run):

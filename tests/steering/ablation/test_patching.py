@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from reasonscope.data.errors import InputError
+from reasonscope.data.errors import InputError, SiteError
 from reasonscope.data.exchange.problem_sets import load_problems
 from reasonscope.data.organism.truth import true_sentences
 from reasonscope.data.trace import Sampling
-from reasonscope.probes.architecture.families import tiny_model
+from reasonscope.probes.architecture.families import tiny_model, tiny_of
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.generation.activations import run_with_cache
 from reasonscope.probes.generation.rollout import rollouts
@@ -182,3 +182,11 @@ def test_a_number_comes_back_from_the_sentence_that_it_depends_on(organism):
     true, other = np.array(found).T
     assert len(found) >= 6
     assert (true > other).all() and np.median(true) > 0.1 and np.abs(other).max() < 0.05
+
+
+def test_a_model_without_attention_has_no_heads_to_patch(character_tokenizer):
+    model = load_model(tiny_of("mamba"), tokenizer=character_tokenizer)
+    pair = PatchPair(clean=(3, 9, 27), corrupted=(3, 10, 27), right=5, wrong=6)
+    with pytest.raises(SiteError, match="z"):
+        patch_activations(model, pair, at="heads")
+    assert np.isfinite(patch_activations(model, pair, at="resid_post").logit_difference).all()

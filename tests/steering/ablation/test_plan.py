@@ -8,9 +8,11 @@ from reasonscope.data.errors import InputError, SiteError
 from reasonscope.probes.architecture.heads import Head
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.models.model import load_model
-from reasonscope.steering import SteeringVector
+from reasonscope.steering import Ablation, Scope, SteeringVector
+from reasonscope.steering.ablation.controls import _RandomScope
 from reasonscope.steering.ablation.plan import Patch, Side, read_plan
 from reasonscope.steering.ablation.targets import Neuron
+from reasonscope.steering.recipes.description import describe_scope
 
 
 @pytest.fixture(scope="module")
@@ -141,3 +143,26 @@ def test_an_entry_that_cannot_be_is_refused_in_one_line(folder, model, text, mes
     with pytest.raises((InputError, SiteError)) as refused:
         read(folder, model, text)
     assert message in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_tokens_of_a_scope_may_be_words(folder, model):
+    text = 'ablations: [{name: x, heads: ["1.2"], scope: {words: ["Wait", "So"], generation_window: [0]}}]'
+    (found,) = read(folder, model, text).ablations
+    words = {model.tokenizer.encode(word, add_special_tokens=False)[0] for word in ("Wait", "So")}
+    assert words <= found.scope.tokens and found.scope.generation_window == (0, None)
+    with pytest.raises(InputError, match="xylophones"):
+        read(folder, model, text.replace("Wait", "xylophones"))
+
+
+def test_an_ablation_says_what_it_removes_and_all_that_changes_what_it_does(folder, model):
+    heads = Ablation(name="x", heads=(Head.parse("1.2"),), how="resample", strength=0.5)
+    assert heads.members == (Head.parse("1.2"),)
+    assert heads.describe() == {"heads": ["1.2"], "how": "resample", "strength": 0.5, "scope": describe_scope(Scope())}
+    text = "ablations: [{name: l, latents: {file: sae.safetensors, site: resid_post.2, chosen: [0, 4]}}]"
+    (latents,) = read(folder, model, text).ablations
+    assert latents.members == (0, 4)
+    scope = Scope(generation_window=(0, None))
+    drawn = [Ablation(name="x", tokens=_RandomScope.like(scope, seed)).describe()["tokens"] for seed in (1, 2)]
+    assert drawn[0] != drawn[1] and drawn[0]["random"]["instead_of"] == describe_scope(scope)
+    with pytest.raises(InputError, match="choose zero, mean or resample"):
+        Ablation(name="x", heads=(Head.parse("1.2"),), how="noise")
