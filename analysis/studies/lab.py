@@ -20,6 +20,7 @@ from reasonscope.probes.architecture.sites import Site, expand_sites
 from reasonscope.probes.models.model import Model, load_model
 from reasonscope.probes.models.prompting import Prompting, as_recorded, load_prompting
 from reasonscope.probes.server.completions import ServerWriter, server_writer
+from reasonscope.steering.engine.arms import EngineArms
 
 if TYPE_CHECKING:
     from reasonscope.analysis.studies.plan import StudyPlan
@@ -36,11 +37,15 @@ class Served:
         url: http://host:port.
         served_as: Its name for the model; the same as here if None.
         workers: Requests at a time.
+        steers: It is a vLLM with vllm-lens, which also writes the arms of sweeps.
+        trusted: Send steering, which travels as code, to a server on another machine.
     """
 
     url: str
     served_as: str | None = None
     workers: int = 16
+    steers: bool = False
+    trusted: bool = False
 
 
 class Lab:
@@ -94,6 +99,13 @@ class Lab:
         return server_writer(
             self.server.url, prompting, served_as=self.server.served_as, workers=self.server.workers, keep=keep
         )
+
+    def arms(self) -> EngineArms | None:
+        """What writes the arms of sweeps in vLLM; None if the model here does."""
+        if self.server is None or not self.server.steers:
+            return None
+        how = {"served_as": self.server.served_as}
+        return EngineArms(url=self.server.url, workers=self.server.workers, trusted=self.server.trusted, how=how)
 
     @cached_property
     def model_identity(self) -> str:

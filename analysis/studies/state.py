@@ -123,6 +123,8 @@ def forget_failed(lab: Lab) -> None:
 def served(lab: Lab, step: Step) -> bool:
     """Whether the server writes for this step, and not the model here."""
     analysis = getattr(step, "analyse", None)
+    if step.kind == "sweep":
+        return lab.server is not None and lab.server.steers
     return lab.server is not None and (
         step.kind == "pairs" or (step.kind == "record" and not step.needs) or analysis in ("anchors", "confidence")
     )

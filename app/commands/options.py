@@ -160,6 +160,45 @@ class RayOptions:
         return Cluster(address=self.ray, workers=self.workers, gpus=self.gpus)
 
 
+class _SeedsArgument(StrEnum):
+    """Whether a server gets the seeds of the traces."""
+
+    auto = "auto"
+    send = "send"
+    none = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedOptions:
+    """How a server is asked."""
+
+    served_as: Annotated[
+        str | None, typer.Option(help="The name of the model on the server; the same as here if not given.")
+    ] = None
+    requests: Annotated[int, typer.Option(min=1, help="How many requests the server gets at a time.")] = 16
+    server_timeout: Annotated[
+        float, typer.Option(min=0.1, help="Longest time of one request to the server, in seconds.")
+    ] = 600.0
+    trust_server: Annotated[
+        bool,
+        typer.Option(
+            "--trust-server",
+            help="With --backend vllm: send steering, which travels as code, to a server on another machine.",
+        ),
+    ] = False
+    server_seeds: Annotated[
+        _SeedsArgument,
+        typer.Option(
+            help="Whether requests carry seeds. auto leaves them out for vLLM on CPUs, which dies of them unless it was started with "
+            "--no-enable-chunked-prefill (then send them); such traces are marked unseeded."
+        ),
+    ] = _SeedsArgument.auto
+
+    def how(self) -> dict[str, Any]:
+        """Arguments of `server_writer` and `vllm_writer`."""
+        return {"served_as": self.served_as, "timeout": self.server_timeout, "seeds": self.server_seeds.value}
+
+
 def options_of(group: type) -> Iterator[inspect.Parameter]:
     """The options of a group of them, one parameter per field."""
     hints = get_type_hints(group, include_extras=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from reasonscope.app.commands.options import Load, PromptingOptions, RayOptions, grouped
+from reasonscope.app.commands.options import Load, PromptingOptions, RayOptions, ServedOptions, grouped
 from reasonscope.app.interruption import keeping
 from reasonscope.data.errors import InputError
 
@@ -26,14 +26,6 @@ class _SamplingArgument(StrEnum):
     """Whose settings sampling begins with."""
 
     model = "model"
-
-
-class _SeedsArgument(StrEnum):
-    """Whether a server gets the seeds of the traces."""
-
-    auto = "auto"
-    send = "send"
-    none = "none"
 
 
 class _StopAtArgument(StrEnum):
@@ -117,7 +109,7 @@ class _AskingOptions(PromptingOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _ServerOptions:
+class _ServerOptions(ServedOptions):
     """A server that writes the completions."""
 
     server: Annotated[
@@ -126,27 +118,6 @@ class _ServerOptions:
             help="A server, http://host:port, that writes the completions; the model here then only reads --sites."
         ),
     ] = None
-    served_as: Annotated[
-        str | None, typer.Option(help="The name of the model on the server; the same as here if not given.")
-    ] = None
-    requests: Annotated[int, typer.Option(min=1, help="How many requests the server gets at a time.")] = 16
-    server_timeout: Annotated[
-        float, typer.Option(min=0.1, help="Longest time of one request to the server, in seconds.")
-    ] = 600.0
-    trust_server: Annotated[
-        bool,
-        typer.Option(
-            "--trust-server",
-            help="With --backend vllm and --steer: send the recipe, which travels as code, to a server on another machine.",
-        ),
-    ] = False
-    server_seeds: Annotated[
-        _SeedsArgument,
-        typer.Option(
-            help="Whether requests carry seeds. auto leaves them out for vLLM on CPUs, which dies of them unless it was started with "
-            "--no-enable-chunked-prefill (then send them); such traces are marked unseeded."
-        ),
-    ] = _SeedsArgument.auto
 
     def check(self, ray: RayOptions, shard: str, backend: str) -> None:
         """Raise InputError if workers of Ray are to record, which share the work out by themselves, or an engine has no address."""
@@ -170,12 +141,7 @@ class _ServerOptions:
 
         if not self.server:
             return None
-        how: dict[str, Any] = {
-            "served_as": self.served_as,
-            "workers": self.requests,
-            "timeout": self.server_timeout,
-            "seeds": self.server_seeds.value,
-        }
+        how: dict[str, Any] = {**self.how(), "workers": self.requests}
         if not engine:
             return server_writer(self.server, model, **how)
         steering = in_engine(recipe, model) if recipe else None

@@ -1,16 +1,19 @@
 """`reasonscope steer`: extract vectors from a run, and sweep their strength."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from operator import attrgetter
 from pathlib import Path
 from shlex import quote
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from reasonscope.app.commands.options import JsonOption, Load, ModelName, RunOption, grouped
+from reasonscope.app.commands.options import JsonOption, Load, ModelName, RunOption, ServedOptions, grouped
 from reasonscope.app.commands.show import show_summary
+
+if TYPE_CHECKING:
+    from reasonscope.steering.engine.arms import EngineArms
 
 steer = typer.Typer(help="Extract steering vectors from a run, and sweep their strength.", no_args_is_help=True)
 
@@ -39,6 +42,30 @@ HeldOutOption = Annotated[
 ]
 SeedOption = Annotated[int, typer.Option(help="Random seed of the split, the sampling and the random controls.")]
 BackendOption = Annotated[str, typer.Option(help="hooks, transformer_lens or nnsight.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ArmsOptions(ServedOptions):
+    """A server of vLLM that writes every arm of a sweep."""
+
+    server: Annotated[
+        str | None,
+        typer.Option(
+            help="With --backend vllm: a server of vLLM with vllm-lens, http://host:port, that writes under every condition; the model "
+            "here makes the vectors and reads each text once."
+        ),
+    ] = None
+
+    def writer(self, backend: str) -> "EngineArms | None":
+        """What writes the arms; None if the model here does."""
+        from reasonscope.data.errors import InputError
+        from reasonscope.steering.engine.arms import EngineArms
+
+        if (backend == "vllm") != (self.server is not None):
+            raise InputError("arms are written in vLLM by --backend vllm and --server together; give both or neither")
+        if self.server is None:
+            return None
+        return EngineArms(url=self.server, workers=self.requests, trusted=self.trust_server, how=self.how())
 
 
 class _PlaceArgument(StrEnum):
@@ -266,6 +293,7 @@ def _sweep(
     ],
     run: RunOption,
     load: Load,
+    served: _ArmsOptions,
     strengths: Annotated[
         str | None,
         typer.Option(help="For methods that name none, such as 0.5,1,2; by default each method's own."),
@@ -295,7 +323,9 @@ def _sweep(
     ] = None,
     seed: SeedOption = 0,
     model: ModelName = None,
-    backend: BackendOption = "hooks",
+    backend: Annotated[
+        str, typer.Option(help="hooks, transformer_lens or nnsight; vllm if a --server writes under every condition.")
+    ] = "hooks",
     json_: JsonOption = False,
 ) -> None:
     """Measure what each strength does to length, accuracy, refusal and form, beside random vectors and the reversed vector."""
@@ -319,20 +349,22 @@ def _sweep(
     )
     from reasonscope.steering.methods.asc import load_pairs
 
-    asked = [Asked.parse(text) for text in methods]
+    asked, writer = [Asked.parse(text) for text in methods], served.writer(backend)
     check_titles(asked)
     check_controls(n_controls)
     given, where = numbers_from(strengths) if strengths else None, run_folder(run)
     store = TraceStore.open(where.store)
     split = split_run(store, share=held_out, n=n, seed=seed)
-    loaded = model_of_run(store, model, backend=backend, **load)
+    loaded = model_of_run(store, model, backend="hooks" if writer else backend, **load)
     expanded = expand_sites(sites, loaded.n_layers) if sites else None
     given_pairs = load_pairs(pairs) if pairs else None
     source = source_of_run(loaded, store, split, sites=expanded, verdict=verdict, fast=fast, pairs=given_pairs)
     sampling = sampling_of_run(store, seed)
     if max_new_tokens is not None:
         sampling = replace(sampling, max_new_tokens=max_new_tokens)
-    experiment = SteeringExperiment(loaded, split.held_out, sampling, samples=samples, batch_size=batch_size)
+    experiment = SteeringExperiment(
+        loaded, split.held_out, sampling, samples=samples, batch_size=batch_size, writer=writer
+    )
     responses = [
         respond(
             experiment,

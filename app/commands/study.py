@@ -1,5 +1,6 @@
 """`reasonscope study`, a whole study from a plan; `demo`, a shipped one in ten lines; and `verify-claims`, a small one."""
 
+from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +10,13 @@ import typer
 from reasonscope.app.commands.options import JsonOption
 from reasonscope.app.commands.show import show_summary
 from reasonscope.app.interruption import keeping
+from reasonscope.data.errors import InputError
+
+
+class _EngineArgument(StrEnum):
+    """A server that steers."""
+
+    vllm = "vllm"
 
 
 def study_command(
@@ -33,6 +41,17 @@ def study_command(
     served_as: Annotated[
         str | None, typer.Option(help="The name of the model on the server; the same as here if not given.")
     ] = None,
+    backend: Annotated[
+        _EngineArgument | None,
+        typer.Option(help="vllm: the --server is vLLM with vllm-lens, and writes the arms of sweeps, too."),
+    ] = None,
+    trust_server: Annotated[
+        bool,
+        typer.Option(
+            "--trust-server",
+            help="With --backend vllm: send steering, which travels as code, to a server on another machine.",
+        ),
+    ] = False,
     retry: Annotated[bool, typer.Option("--retry", help="Run steps again that could not be measured.")] = False,
     print_: Annotated[
         bool, typer.Option("--print", help="Print the plan, to copy and change it, and run nothing.")
@@ -48,7 +67,10 @@ def study_command(
         typer.echo(plan_text(plan).rstrip())
         return
     read = changed(read_plan(plan), model=model, sources=problems or ())
-    served = Served(url=server, served_as=served_as) if server else None
+    if backend is not None and server is None:
+        raise InputError("--backend vllm needs --server, the address at which vLLM runs with vllm-lens")
+    steers = backend is not None
+    served = Served(url=server, served_as=served_as, steers=steers, trusted=trust_server) if server else None
     lab = open_lab(read, out, served)
     if dry_run:
         print_summary(outlook_summary(lab, outlooks(lab, only=only or ())))

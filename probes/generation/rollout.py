@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from transformers import LogitsProcessor
@@ -71,13 +71,7 @@ def rollouts(
     """
     prefills = (prefill,) if isinstance(prefill, str) else tuple(prefill)
     asked = [(problem, sample) for problem in problems for sample in range(samples)]
-    prompts = [
-        [model.encode_prompt(problem, think=think, open_tag=open_tag, prefill=text) for problem, _ in asked]
-        for text in prefills
-    ]
-    for prefilled in prompts:
-        for (problem, _), prompt in zip(asked, prefilled, strict=True):
-            check_fits(model, problem, prompt)
+    prompts = [asked_of(model, asked, think=think, open_tag=open_tag, prefill=text) for text in prefills]
     order = sorted(range(len(asked)), key=lambda i: len(prompts[0][i]))
     traces: dict[tuple[int, int], Trace] = {}
     at_once = max(1, batch_size // len(prefills))
@@ -147,6 +141,14 @@ def continuations(
                 traces.append(as_trace(model, origin.problem, origin.sample, whole, replace(sampling, seed=seed)))
             progress.batch_done(len(batch))
     return traces
+
+
+def asked_of(model: Prompting, asked: Sequence[tuple[Problem, int]], **how: Any) -> list[list[int]]:
+    """The prompt of each problem and sample, as `encode_prompt` makes it. Raises ContextError if one leaves no room in the context."""
+    prompts = [model.encode_prompt(problem, **how) for problem, _ in asked]
+    for (problem, _), prompt in zip(asked, prompts, strict=True):
+        check_fits(model, problem, prompt)
+    return prompts
 
 
 def both(

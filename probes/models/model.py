@@ -166,8 +166,8 @@ def load_model(
     """
     if backend == "vllm":
         raise InputError(
-            "vLLM holds the model on a server: `record`, `analyse receivers` and `analyse heads` take --backend vllm with --server; "
-            "what needs the weights here (sweeps of doses, effects, gradients) takes hooks"
+            "vLLM holds the model on a server: `record`, `steer sweep`, `analyse receivers` and `analyse heads` take --backend vllm "
+            "with --server; what needs the weights here (effects, gradients) takes hooks"
         )
     if backend not in _BACKENDS:
         raise InputError(f"unknown backend {backend!r}; choose from {', '.join(BACKENDS)}")

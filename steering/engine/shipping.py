@@ -12,8 +12,10 @@ from functools import cache
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock
 
 _ROOT = "reasonscope."
+_PACKING = Lock()  # Python 3.11 fails if two threads parse at once
 
 # Runs once per process and version: makes the modules importable, and gives what makes the object.
 _LOADER = """
@@ -53,10 +55,12 @@ def shipped(module: str, attribute: str, *arguments: object) -> str:
 
     Arguments are JSON. What it gives can be pickled again, as the same expression.
     """
+    with _PACKING:
+        packed = _packed(module)
     return _EXPRESSION % (
         _LOADER,
         _EXPRESSION,
-        _packed(module),
+        packed,
         module.removeprefix(_ROOT),
         attribute,
         json.dumps(arguments),

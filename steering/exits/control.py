@@ -63,11 +63,11 @@ class ExitControl(LogitsProcessor):
         if probe is not None:
             probe.check(probe.site, model.fingerprint)
             model.layout.module(model.hf, probe.site)  # raises SiteError if the model lacks the site
-        self.rule, self.threshold, self._probe = rule, threshold, probe if rule.name == PROBE else None
-        self._places = places or Places.of(model)
+        self.rule, self.threshold, self.probe = rule, threshold, probe if rule.name == PROBE else None
+        self.places = places or Places.of(model)
         self._reader = PlaceReader(model, writer=writer, seed=seed)
         self._reading = reading or (lambda _: nullcontext())
-        self._closing = Closing(self._places.thinking, closing_ids(model))
+        self._closing = Closing(self.places.thinking, closing_ids(model))
         self._rows: list[int] = []
         self._n_answers = self._n_stopped = 0
         self._latest: Tensor | None = None
@@ -80,12 +80,12 @@ class ExitControl(LogitsProcessor):
         ] = {}  # rows whose thinking was closed, with the tokens of it that were written before
         self._signals: dict[int, PlaceSignals] = {}
         self._lines: dict[int, list[tuple[int, float]]] = {}  # of each row, the number by the last token before a place
-        self._closing = Closing(self._places.thinking, self._closing.ids)
+        self._closing = Closing(self.places.thinking, self._closing.ids)
 
     @property
     def edits(self) -> Mapping[Site, Edit]:
         """What reads the probe's site; it changes nothing."""
-        return {self._probe.site: Look(see=self._look)} if self._probe is not None else {}
+        return {self.probe.site: Look(see=self._look)} if self.probe is not None else {}
 
     @property
     def n_edited(self) -> int:
@@ -110,7 +110,7 @@ class ExitControl(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         if len(self._rows) != len(input_ids):
             raise InputError("an exit rule follows each sequence; pass its on_step to generate as well")
-        ended = self._places.ended(input_ids)
+        ended = self.places.ended(input_ids)
         for place in ended.nonzero()[:, 0].tolist() if ended.any() else ():
             row = self._rows[place]
             if row not in self._closing and row not in self.stopped:
@@ -120,7 +120,7 @@ class ExitControl(LogitsProcessor):
     @property
     def about(self) -> Mapping[str, Any]:
         """What its decisions are: the rule's number by the last token before each place."""
-        site = "" if self._probe is None else str(self._probe.site)
+        site = "" if self.probe is None else str(self.probe.site)
         said = {"rule": self.rule.name, "threshold": self.threshold}
         return {"name": f"exit-{slug(self.rule.name)}", "site": site, "unit": self.rule.unit, "provenance": said}
 
@@ -144,14 +144,14 @@ class ExitControl(LogitsProcessor):
     def _decide(self, row: int, place: int, padded: list[int]) -> None:
         prompt = self._prompts[row]
         ids = padded[self._width - len(prompt) :]
-        spent, before = self._places.written(ids), self._signals.get(row)
-        if spent < self._places.every + (int(before.spent[-1]) if before is not None else 0):
+        spent, before = self.places.written(ids), self._signals.get(row)
+        if spent < self.places.every + (int(before.spent[-1]) if before is not None else 0):
             return
         with self._reading(prompt):
             found = self._reader.read(ids, [len(ids)], [spent], margins=self.rule.passes)
             if self.rule.tries is not None:
                 found = self._reader.forced(found, ids, [len(ids)], self.rule.tries(found))
-        if self._probe is not None:
+        if self.probe is not None:
             found.score[:] = self._score(place)
         signals = found if before is None else before.then(found)
         self._signals[row] = signals
@@ -163,11 +163,11 @@ class ExitControl(LogitsProcessor):
             self._closing.begin(row, spent)
 
     def _score(self, place: int) -> float:
-        if self._latest is None or self._probe is None:
+        if self._latest is None or self.probe is None:
             raise InputError("an exit rule that reads a probe has read nothing; pass its edits to generate as well")
-        value = self._latest[place].double() @ torch.from_numpy(self._probe.coef).to(self._latest.device).double()
-        value = value + self._probe.intercept
-        return round(float(value.sigmoid() if self._probe.task == "binary" else value), 4)
+        value = self._latest[place].double() @ torch.from_numpy(self.probe.coef).to(self._latest.device).double()
+        value = value + self.probe.intercept
+        return round(float(value.sigmoid() if self.probe.task == "binary" else value), 4)
 
     def _look(self, activation: Tensor, _: Positions) -> None:
         self._latest = activation[:, -1].detach()

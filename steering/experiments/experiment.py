@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from transformers import LogitsProcessor
@@ -24,6 +24,7 @@ from reasonscope.steering.experiments.side_effects import (
     generated,
     is_well_formed_answer,
     logits_function,
+    read_under,
     repeated_ngrams,
 )
 from reasonscope.steering.vectors.intervention import (
@@ -144,6 +145,22 @@ class ArmMeasurements:
     moves: tuple[Mapping[Site, float], ...] = ()
 
 
+class ArmWriter(Protocol):
+    """What writes the arms of an experiment in place of the model here."""
+
+    def write(
+        self,
+        model: Model,
+        problems: Sequence[Problem],
+        sampling: Sampling,
+        conditions: Sequence[Condition],
+        *,
+        samples: int,
+    ) -> list[list[Trace]]:
+        """One list of traces per condition, each in the order of the problems with their samples together."""
+        ...
+
+
 class SteeringExperiment:
     """Answers the same problems with the same seeds under any number of conditions, each compared with the unsteered model.
 
@@ -157,6 +174,8 @@ class SteeringExperiment:
         samples: Answers per problem.
         batch_size: Rows per pass (one row is one condition on one problem). By default as many as fit into memory, at most 256.
         on_given_text: Whether to measure perplexity and KL as well, which takes one more pass per condition.
+        writer: Writes in place of the model, such as `EngineArms`; the model here then reads each text once under its condition, to
+            count what was edited and how far, besides perplexity and KL.
 
     Raises:
         InputError: Without problems, or if all belong to one group.
@@ -176,11 +195,13 @@ class SteeringExperiment:
         samples: int = 1,
         batch_size: int | None = None,
         on_given_text: bool = True,
+        writer: ArmWriter | None = None,
     ) -> None:
         if not problems:
             raise InputError("no problems to steer on; give at least two")
         self.model, self.problems, self.sampling = model, tuple(problems), sampling
         self._samples, self._batch_size, self._on_given_text = samples, batch_size, on_given_text
+        self._writer = writer
         self._groups = [problem.group for problem in problems for _ in range(samples)]
         self._n_problems, self._resamples = len(set(self._groups)), Resamples(self._groups)
         self._base: ArmMeasurements | None = None
@@ -279,6 +300,8 @@ class SteeringExperiment:
 
     def _write(self, conditions: Sequence[Condition]) -> list[list[Trace]]:
         """What the model writes under each condition: one list of traces per condition."""
+        if self._writer is not None:
+            return self._written_elsewhere(self._writer, conditions)
         written = dict[int, list[Trace]]()
         batched = [i for i, one in enumerate(conditions) if one.decode is None]
         rows = self._batch_size or self._fitting([one.prefill for one in conditions])
@@ -304,6 +327,13 @@ class SteeringExperiment:
                     written[i] = self._rollouts(rows, decode=one.decode)
                     work.advance()
         return [written[i] for i in range(len(conditions))]
+
+    def _written_elsewhere(self, writer: ArmWriter, conditions: Sequence[Condition]) -> list[list[Trace]]:
+        found = writer.write(self.model, self.problems, self.sampling, conditions, samples=self._samples)
+        for one, traces in zip(conditions, found, strict=True):
+            if one.intervention is not None:
+                read_under(self.model, one.intervention, traces)
+        return found
 
     def _rollouts(self, rows: int, **how: Any) -> list[Trace]:
         return rollouts(self.model, self.problems, self.sampling, samples=self._samples, batch_size=rows, **how)

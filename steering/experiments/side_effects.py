@@ -16,9 +16,10 @@ from reasonscope.data.progress import working
 from reasonscope.data.text.behaviour import behaviour
 from reasonscope.data.trace import Span, Trace
 from reasonscope.probes.evaluation.divergence import kl_divergence
+from reasonscope.probes.generation.activations import replay
 from reasonscope.probes.generation.padding import left_padded
 from reasonscope.probes.models.model import Model
-from reasonscope.steering.vectors.intervention import Intervention
+from reasonscope.steering.vectors.intervention import Composed, Intervention, Steering, parts_of
 
 _BATCH_VALUES = 2**27  # logits of one batch: 0.5 GB in float32
 
@@ -78,6 +79,17 @@ def logits_function(model: Model, intervention: Intervention | None) -> LogitsFu
         return model.backend.forward(ids, mask=mask, write=intervention.edits).logits
 
     return read
+
+
+def read_under(model: Model, intervention: Intervention, traces: Sequence[Trace]) -> None:
+    """Let vectors edit finished texts as they edited them while they were written, so that these count their tokens and distances."""
+    steering = [one for one in parts_of(intervention) if isinstance(one, Steering)]
+    if not steering:
+        return
+    together = Composed(*steering)
+    for batch in batches(model, traces):
+        together.begin([traces[i].n_prompt_tokens for i in batch])
+        replay(model, [traces[i].token_ids.tolist() for i in batch], (), write=together.edits)
 
 
 def divergences(

@@ -311,7 +311,7 @@ def mean_distances(intervention: Intervention) -> dict[Site, float]:
     a separator was moved.
     """
     found: dict[Site, list[float]] = {}
-    for part in _parts(intervention):
+    for part in parts_of(intervention):
         for site, values in part.distances.items() if isinstance(part, MeasuredMoves) else ():
             found.setdefault(site, []).append(float(values.mean()))
     return {site: float(np.mean(means)) for site, means in found.items()}
@@ -319,14 +319,14 @@ def mean_distances(intervention: Intervention) -> dict[Site, float]:
 
 def mean_moves(intervention: Intervention) -> tuple[Mapping[Site, float], ...]:
     """`MeasuredMoves.moves` of each part of an intervention; empty for parts that do not measure it."""
-    return tuple(part.moves if isinstance(part, MeasuredMoves) else {} for part in _parts(intervention))
+    return tuple(part.moves if isinstance(part, MeasuredMoves) else {} for part in parts_of(intervention))
 
 
-def _parts(intervention: Intervention) -> tuple[Intervention, ...]:
+def parts_of(intervention: Intervention) -> tuple[Intervention, ...]:
     """What an intervention is composed of; itself if it is not."""
     if not isinstance(intervention, Composed):
         return (intervention,)
-    return tuple(part for one in intervention.interventions for part in _parts(one))
+    return tuple(part for one in intervention.interventions for part in parts_of(one))
 
 
 def check_vectors(intervention: Intervention, model: Model) -> None:
@@ -340,7 +340,7 @@ def check_vectors(intervention: Intervention, model: Model) -> None:
 
 def require_edits(intervention: Intervention, name: str) -> None:
     """Raise InputError if an intervention that was run edited no token; a controller, which may find nothing to do, is left out."""
-    edits = [part for part in _parts(intervention) if not isinstance(part, LogitsProcessor)]
+    edits = [part for part in parts_of(intervention) if not isinstance(part, LogitsProcessor)]
     if edits and not any(part.n_edited for part in edits):
         raise InputError(f"{name} edited no token: nothing that was given or generated lies in its scope")
 

@@ -16,12 +16,13 @@ from reasonscope.analysis.studies.steps.base import Outcome, Step, Work
 from reasonscope.analysis.studies.steps.measured import Measured
 from reasonscope.data.arrays import plain
 from reasonscope.data.errors import InputError
-from reasonscope.data.progress import tracked
+from reasonscope.data.progress import say, tracked
 from reasonscope.data.storage.durable import make_folder, write_text_durably
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.storage.untrusted import parse_json, wrap_errors
 from reasonscope.data.summary import Summary, in_hundredths, in_percent, in_words
 from reasonscope.data.trace import Problem, Sampling
+from reasonscope.steering.engine.arms import EngineArms
 from reasonscope.steering.experiments.conditions import method_conditions, random_conditions
 from reasonscope.steering.experiments.decoding_responses import DECODING_METHODS, DecodingResponse
 from reasonscope.steering.experiments.dose_responses import DoseResponse
@@ -226,7 +227,12 @@ class SweepStep(_LearnsFromRun):
         if self.max_new_tokens:
             sampling = replace(sampling, max_new_tokens=self.max_new_tokens)
         experiment = SteeringExperiment(
-            source.model, judged, sampling, samples=self.samples, batch_size=self.batch_size
+            source.model,
+            judged,
+            sampling,
+            samples=self.samples,
+            batch_size=self.batch_size,
+            writer=self.writer(lab),
         )
         kept = lab.out / "steps" / name / key_of(lab, name, without="methods")
         found = [
@@ -247,6 +253,15 @@ class SweepStep(_LearnsFromRun):
             files=tuple(kept / f"{text.replace(':', ' ')}.json" for text in self.methods),
             figures=tuple(saved.drawn(where)),
         )
+
+    def writer(self, lab: Lab) -> EngineArms | None:
+        """What writes the arms in vLLM, if the study has one and it can write those of every method."""
+        here = [text for text in self.methods if Asked.parse(text).name in DECODING_METHODS]
+        if here and lab.arms() is not None:
+            say(
+                f"The arms of this sweep are written here: vLLM does not change how tokens are chosen ({', '.join(here)})."
+            )
+        return None if here else lab.arms()
 
     def _sides(self, lab: Lab, store: TraceStore) -> tuple[tuple[str, ...], list[Problem]]:
         """The traces to learn from, and the problems to judge on; no group of problems is on both sides."""

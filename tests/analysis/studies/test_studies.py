@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from reasonscope.analysis.studies import runner
+from reasonscope.analysis.studies.lab import Served
 from reasonscope.analysis.studies.plan import read_plan
 from reasonscope.analysis.studies.runner import kept, open_lab, outlook_summary, outlooks, study
 from reasonscope.analysis.studies.state import finished, why_stale
@@ -148,3 +149,22 @@ def test_an_interrupted_sweep_goes_on_and_a_changed_one_is_measured_again(first,
     assert study(planned, out).steps["sweep"].numbers == measured and asked == []
     longer = replace(planned, steps={**planned.steps, "sweep": replace(sweep, max_new_tokens=60)})
     assert study(longer, out).steps["sweep"].numbers != measured and asked == ["tip"]
+
+
+def test_the_arms_of_a_sweep_are_written_in_vllm(first, plan, address, engine, heard, monkeypatch):
+    pytest.importorskip("openai")
+    out, _ = first
+    told = {"run": "run", "problems": ("sums.judge",), "n": 2, "max_new_tokens": 40, "n_controls": 5}
+    sweeps = {
+        "vectors": SweepStep(methods=("seal:0.5",), sites=("resid_post.4",), **told),
+        "tokens": SweepStep(methods=("tip:3",), **told),
+    }
+    planned = replace(plan, steps={"run": plan.steps["run"], **sweeps})
+    monkeypatch.setattr(runner, "rates", lambda *_, **__: None)
+    vllm = Served(url=address, served_as="m", steers=True)
+    report = study(planned, out, server=vllm, only=["vectors"])
+    steered = [body for body in engine.asked if "apply_hooks" in body.get("vllm_xargs", {})]
+    assert not report.failed and len(steered) == 2 * 7, "two problems under the method, its reverse and five controls"
+    n = len(engine.asked)
+    assert not study(planned, out, server=vllm, only=["tokens"]).failed and len(engine.asked) == n
+    assert any("written here: vLLM does not change how tokens are chosen (tip:3)" in line for line in heard.lines)

@@ -148,13 +148,6 @@ def test_what_cannot_be_read_is_refused_by_name(address, engine, model, bare, pr
         list(writer.stream([model.encode_prompt(PROBLEMS[0])], GREEDY, [0]))
 
 
-def test_a_sweep_of_doses_says_that_it_needs_the_weights(tmp_path, model):
-    few = Sampling(temperature=0, max_new_tokens=2)
-    record(model, load_problems("ledger", n=8), tmp_path / "store", sampling=few)
-    done = CliRunner().invoke(app, ["steer", "sweep", "seal", "--run", str(tmp_path), "--backend", "vllm"])
-    assert done.exit_code != 0 and "sweeps of doses" in str(done.exception or done.output)
-
-
 def test_from_the_command_line(address, engine, probe, tmp_path, monkeypatch):
     probe.save(tmp_path / "mine.safetensors")
     told = [
