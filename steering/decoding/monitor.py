@@ -305,8 +305,11 @@ def monitor_options(
     false_alarms: float = 0.05,
 ) -> tuple[LinearProbe, dict[str, Any]]:
     """A saved probe, and the options of a monitor that reads it: with a threshold, or one from a run, as `calibrated_threshold` finds it
-    on the traces that it should leave alone (`_left_alone`). Raises InputError if both are given."""
+    on the traces that it should leave alone (`_left_alone`). Raises InputError if both are given, or no score can be on either side of
+    the threshold."""
     probe, alone = LinearProbe.load(path), list[Trace]()
+    if stop_above is not None:
+        _check_above(probe, stop_above)
     if calibrate is not None:
         if stop_above is not None:
             raise InputError("--calibrate finds the threshold; leave out --stop-above, or --calibrate")
@@ -315,6 +318,16 @@ def monitor_options(
     seen = {trace.problem.group for trace in alone}
     how = {"stop_above": stop_above, "window": window, "at": at, "calibrated_on": seen}
     return probe, {**how, "closing": closing_ids(model)}
+
+
+def _check_above(probe: LinearProbe, above: float) -> None:
+    """Raise InputError for a threshold that every score passes, or none."""
+    if probe.task == "binary" and not 0 <= above < 1:
+        raise InputError(
+            f"--stop-above {above:g}: the scores of this probe are probabilities; give 0 or more, and less than 1"
+        )
+    if not math.isfinite(above):
+        raise InputError(f"--stop-above {above:g}: give a finite number")
 
 
 def _left_alone(probe: LinearProbe, traces: Sequence[Trace]) -> list[Trace]:

@@ -16,6 +16,7 @@ from reasonscope.data.summary import Summary
 from reasonscope.data.trace import Sampling
 from reasonscope.probes.generation.steered import Steered
 from reasonscope.probes.models.model import Model
+from reasonscope.steering.decoding.prefills import PREFILLS
 from reasonscope.steering.experiments.conditions import Condition
 from reasonscope.steering.experiments.decoding_responses import decoding_method
 from reasonscope.steering.recipes import files
@@ -146,6 +147,11 @@ class Recipe:
         names = [*(one.name for one in self.decoding), *(one.name for one in self.controls)]
         if twice := {name for name in names if names.count(name) > 1}:
             raise InputError(f"recipe {self.name!r} asks for {min(twice)} twice; keep one of them")
+        begins = [*([repr(self.prefill)] if self.prefill else []), *(name for name in names if name in PREFILLS)]
+        if len(begins) > 1:
+            raise InputError(
+                f"recipe {self.name!r} begins the thinking with {begins[0]} and with {begins[1]}; keep one"
+            )
         for first, second in combinations(self.parts, 2):
             if first.scope == second.scope and _set_one_projection(first, second):
                 raise InputError(f"recipe {self.name!r} contradicts itself: {_contradiction(first, second)}")
@@ -276,14 +282,10 @@ class Recipe:
         return replace(decoding, processors=(*decoding.processors, *follow), intervention=following)
 
     def decoding_condition(self, model: Model) -> Condition:
-        """Decoding methods and prefill alone. Raises InputError if two of them begin the thinking."""
+        """Decoding methods and prefill alone."""
         made = [_made(control, model) for control in self.decoding]
-        prefills = [text for text in (self.prefill, *(one.prefill for one in made)) if text]
-        if len(prefills) > 1:
-            raise InputError(
-                f"recipe {self.name!r} begins the thinking with {prefills[0]!r} and with {prefills[1]!r}; keep one"
-            )
         processors = tuple(processor for one in made for processor in one.processors)
+        prefills = (self.prefill, *(one.prefill for one in made))
         return Condition(name=self.name, processors=processors, prefill="".join(prefills))
 
     def steered(self, model: Model, sampling: Sampling) -> Steered:

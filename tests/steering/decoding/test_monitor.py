@@ -24,6 +24,7 @@ from reasonscope.steering.decoding.monitor import (
     _bar,
     _windowed,
     calibrated_threshold,
+    monitor_options,
     save_live_scores,
 )
 from reasonscope.steering.vectors.thinking import WrittenThinking
@@ -147,6 +148,24 @@ def test_what_does_not_fit_is_refused(model, probe, store):
         ProbeMonitor(model, probe).latest()
 
 
+@pytest.mark.parametrize(
+    ("task", "above", "said"),
+    [
+        ("binary", 1.5, "scores of this probe are probabilities"),
+        ("binary", -0.1, "scores of this probe are probabilities"),
+        ("binary", float("nan"), "scores of this probe are probabilities"),
+        ("regression", float("nan"), "give a finite number"),
+        ("regression", float("inf"), "give a finite number"),
+    ],
+)
+def test_a_threshold_that_every_score_passes_or_none_is_refused(model, probe, tmp_path, task, above, said):
+    path = tmp_path / "probe.safetensors"
+    replace(probe, task=task).save(path)
+    with pytest.raises(InputError, match=f"--stop-above .*{said}"):
+        monitor_options(model, path, stop_above=above)
+    assert monitor_options(model, path, stop_above=0.5)[1]["stop_above"] == 0.5
+
+
 def test_the_threshold_bounds_false_alarms_on_new_problems():
     rng = np.random.default_rng(0)
     draws = [rng.standard_normal(60) for _ in range(400)]
@@ -227,9 +246,9 @@ def test_the_command_records_with_a_monitor(probe, tmp_path):
         "--out",
         str(out),
     ]
-    done = CliRunner().invoke(app, [*asked, "--monitor", str(saved), "--stop-above", "2"])
+    done = CliRunner().invoke(app, [*asked, "--monitor", str(saved), "--stop-above", "0.999999"])
     assert done.exit_code == 0, done.output
-    assert "never passed 2 in 2 traces" in done.output
+    assert "never passed 1 in 2 traces" in done.output
     assert len(read_scores(tmp_path / "run-results" / "scores" / "mine.safetensors").scores) == 2
     with pytest.raises(InputError, match="need --monitor"):
         CliRunner().invoke(app, [*asked, "--stop-above", "2"], catch_exceptions=False)

@@ -84,7 +84,7 @@ def test_decoding_methods_and_a_prefill_act_with_the_vectors(everywhere, model, 
     assert all(close in ids[n : n + 5] for ids, n in zip(found, start, strict=True))
     begun = replace(everywhere, decoding=(DecodingPart(name="nothinking", value=1.0),))
     assert begun.condition(model).prefill.startswith("Okay")
-    with pytest.raises(InputError, match="begins the thinking with 'So ' and with 'Okay"):
+    with pytest.raises(InputError, match="begins the thinking with 'So ' and with nothinking"):
         replace(begun, prefill="So ").condition(model)
 
 
@@ -180,6 +180,11 @@ def test_merging_two_prefills_or_one_decoding_method_twice_is_refused(everywhere
     first, second = (replace(everywhere, prefill=text) for text in ("So", "Okay"))
     with pytest.raises(InputError, match="both begin the thinking, with 'So' and 'Okay'"):
         first.merged(second)
+    none, safe = (
+        replace(everywhere, decoding=(DecodingPart(name=name, value=1.0),)) for name in ("nothinking", "safepath")
+    )
+    with pytest.raises(InputError, match="begins the thinking with nothinking and with safepath; keep one"):
+        none.merged(safe)
     tip = replace(everywhere, decoding=(DecodingPart(name="tip", value=3.0),))
     with pytest.raises(InputError, match="asks for tip twice"):
         tip.merged(tip)
