@@ -17,6 +17,7 @@ from reasonscope.data.storage.untrusted import parse_json
 
 _LARGEST_SAMPLE = 64 * 2**20  # bytes of one unpacked sample of an Inspect log; a larger one is a bomb, not a transcript
 _LARGEST_LOG = 512 * 2**20  # bytes of all its samples together; one at a time is in memory as JSON
+_ZSTANDARD = 93  # its number among the compressions of zip archives
 _SUFFIXES = frozenset((".json", ".jsonl", ".ndjson", ".eval", ".parquet", ".sse"))
 
 # The place of a row to name in an error, and its value or the error that it could not be read for.
@@ -86,7 +87,8 @@ def _text_rows(path: Path, raw: bytes) -> Iterator[Row]:
 def _value_rows(path: Path, whole: Any, *, one_line: bool) -> Iterator[Row]:
     samples = whole.get("samples") if isinstance(whole, Mapping) and "eval" in whole else None
     if isinstance(samples, list):  # an Inspect log as JSON
-        yield from ((f"{path}, sample {number}", value) for number, value in enumerate(samples, start=1))
+        rows = (_of_task(sample, whole["eval"]) for sample in samples)
+        yield from ((f"{path}, sample {number}", value) for number, value in enumerate(rows, start=1))
     elif isinstance(whole, list):
         yield from ((f"{path}, element {number}", value) for number, value in enumerate(whole, start=1))
     else:
@@ -120,18 +122,18 @@ def inspect_samples(source: Path) -> Iterator[Row]:
     name, left = "the archive", _LARGEST_LOG
     try:
         with zipfile.ZipFile(source) as archive:
+            about = _inspect_header(archive, source)
             for name in sorted(archive.namelist()):
-                if not re.fullmatch(r"samples/[^/]+\.json", name):
+                if not re.fullmatch(r"samples/.+\.json", name):
                     continue
-                with archive.open(name) as file:
-                    raw = file.read(min(_LARGEST_SAMPLE, left) + 1)  # the size that the archive states may be false
+                raw = _member(archive, name, min(_LARGEST_SAMPLE, left))
                 if len(raw) > min(_LARGEST_SAMPLE, left):
                     raise InputError(
                         f"{source}, {name}: more than {_LARGEST_SAMPLE // 2**20} MiB unpacked, or {_LARGEST_LOG // 2**20} MiB with "
                         "the samples before it; split the log"
                     )
                 left -= len(raw)
-                yield f"{source}, {name}", _line(raw, f"{source}, {name}")
+                yield f"{source}, {name}", _of_task(_line(raw, f"{source}, {name}"), about)
     # zipfile raises these for a damaged member (the first five), an unknown compression, an encrypted member, and a name
     # that is not text.
     except (
@@ -145,3 +147,37 @@ def inspect_samples(source: Path) -> Iterator[Row]:
         UnicodeDecodeError,
     ) as error:
         raise InputError(f"{source}, {name}: not a readable Inspect log: {error}") from error
+
+
+def _inspect_header(archive: zipfile.ZipFile, source: Path) -> Any:
+    """What the log says about itself; None if it was never finished or is damaged."""
+    names = [name for name in ("header.json", "_journal/start.json") if name in archive.namelist()]
+    found = _line(_member(archive, names[0], _LARGEST_SAMPLE), str(source)) if names else None
+    return found.get("eval") if isinstance(found, Mapping) else None
+
+
+def _of_task(sample: Any, about: Any) -> Any:
+    """The sample with the name of its task, since two tasks number their samples alike."""
+    task = about.get("task") if isinstance(about, Mapping) else None
+    return {**sample, "task": task} if isinstance(sample, Mapping) and isinstance(task, str) else sample
+
+
+def _member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
+    """The bytes of a member, up to one more than `limit`, whatever size the archive states, for that may be false."""
+    about = archive.getinfo(name)
+    if about.compress_type != _ZSTANDARD:
+        with archive.open(name) as file:
+            return file.read(limit + 1)
+    # Inspect packs its logs so, and zipfile cannot read it before Python 3.14.
+    assert archive.fp is not None
+    archive.fp.seek(about.header_offset)
+    header = archive.fp.read(30)
+    if header[:4] != b"PK\x03\x04":
+        raise zipfile.BadZipFile("a member is not where the archive says")
+    archive.fp.seek(int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little"), 1)
+    packed = archive.fp.read(about.compress_size)
+    with pa.input_stream(pa.py_buffer(packed), compression="zstd") as stream:
+        raw = bytes(stream.read(limit + 1))
+    if len(raw) <= limit and zlib.crc32(raw) != about.CRC:
+        raise zipfile.BadZipFile(f"the checksum of {name} is wrong")
+    return raw

@@ -6,18 +6,19 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from reasonscope.data.errors import InputError
-from reasonscope.data.exchange.messages import Said, read_items, read_message, read_messages
+from reasonscope.data.exchange.messages import Said, joined_turns, read_items, read_message, read_messages
 from reasonscope.data.storage.untrusted import parse_json, wrap_errors
 from reasonscope.data.trace import FinishReason
 
 _FINISH: Mapping[str, FinishReason] = {
-    **dict.fromkeys(("stop", "end_turn", "stop_sequence", "eos", "eosFound", "tool_calls", "tool_use"), "stop"),
-    **dict.fromkeys(
-        ("length", "max_tokens", "model_length", "max_output_tokens", "maxPredictedTokensReached"), "length"
-    ),
+    **dict.fromkeys(("stop", "end_turn", "stop_sequence", "eos", "tool_calls", "tool_use"), "stop"),
+    **dict.fromkeys(("eosFound", "stopStringFound", "toolCalls"), "stop"),
+    **dict.fromkeys(("length", "max_tokens", "model_length", "max_output_tokens"), "length"),
+    **dict.fromkeys(("maxPredictedTokensReached", "contextLengthReached"), "length"),
 }
 # What a row may say about itself beside the conversation, in whatever shape that is.
 _GOLD = ("answer", "gold", "ground_truth", "gts", "target")
+_KNOWN = ("id", "problem_id", "group", "difficulty", "sample", "finish_reason", "model", "meta", "prompt", "completion")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,7 @@ class Exchange:
         kind: The shape that it was found in.
         said: The messages, in order. The model wrote the last.
         prompt: The text that the model read, if the dump has it in place of messages.
+        bare: Whether that text lost its special tokens.
         id: Its id; empty if it has none.
         problem_id: Id of what was asked; empty if it has none.
         gold: The gold answer, or None.
@@ -46,6 +48,7 @@ class Exchange:
     kind: str
     said: tuple[Said, ...]
     prompt: str | None = None
+    bare: bool = False
     id: str = ""
     problem_id: str = ""
     gold: str | None = None
@@ -67,6 +70,7 @@ class _Asked:
 
     said: tuple[Said, ...] = ()
     prompt: str | None = None
+    prompt_ids: tuple[int, ...] = ()
     tools: tuple[Any, ...] = ()
 
 
@@ -85,17 +89,22 @@ def exchanges_of(row: Any, where: str, requests: Mapping[str, Mapping[str, Any]]
     if reader is None:
         if isinstance(reply.get("error"), str | Mapping):
             raise InputError(f"{where}: the server answered with an error: {reply['error']!s:.120}")
+        if "results" in reply and "n-samples" in reply:
+            raise InputError(
+                f"{where}: these are the scores of lm-eval; the texts are in samples_*.jsonl, if it ran with --log_samples"
+            )
         raise InputError(f"{where}: no known shape has these keys: {', '.join(map(str, reply))[:120] or 'none at all'}")
     with wrap_errors(where):
         asked = _Asked() if reader is _lm_studio else _asked({**row, **request}, where)
         found = reader(reply, asked, where)
     own = {**_about(row, where), **({"id": str(row["custom_id"])} if row.get("custom_id") is not None else {})}
+    own |= {"prompt_ids": asked.prompt_ids} if asked.prompt_ids else {}
     return [_described(one, own, i if len(found) > 1 else None) for i, one in enumerate(found)]
 
 
 def _described(one: Exchange, own: Mapping[str, Any], number: int | None) -> Exchange:
     """With what the row says about itself, unless the shape's reader knew better, and the number of a sample in its id."""
-    given = {name: value for name, value in own.items() if getattr(one, name) in ("", None, {}, "unknown")}
+    given = {name: value for name, value in own.items() if getattr(one, name) in ("", None, {}, (), "unknown")}
     about = own.get("meta", {})
     named = replace(one, **{**given, "meta": {**one.meta, **about}, "about": about})
     if number is None:
@@ -120,7 +129,9 @@ def _unwrapped(
         if row.get("error") or not isinstance(body, Mapping) or response.get("status_code", 200) != 200:
             raise InputError(f"{where}: the server answered with an error: {row.get('error') or body!s:.120}")
         request = request if isinstance(request, Mapping) else {}
-        return request.get("body", request), body
+        request = request.get("body", request)
+        # SGLang calls the prompt what it calls the reply.
+        return {"prompt": request.get("text"), **request} if "text" in request else request, body
     return {}, row
 
 
@@ -132,12 +143,14 @@ def _asked(request: Mapping[str, Any], where: str) -> _Asked:
     )
     messages = next((request[key] for key in ("messages", "input", "prompt") if _is_messages(request.get(key))), None)
     if messages is not None:
-        read = read_items if any(isinstance(m, Mapping) and "role" not in m for m in messages) else read_messages
-        return _Asked(said=(*first, *read(messages, where)), tools=tuple(tools or ()))
+        items = any("role" not in message for message in messages)
+        said = read_items(messages, where, role="user") if items else read_messages(messages, where)
+        return _Asked(said=(*first, *said), tools=tuple(tools or ()))
     text = next((request[key] for key in ("prompt", "input") if isinstance(request.get(key), str)), None)
     if text is not None and (first or ("input" in request and "prompt" not in request)):
         return _Asked(said=(*first, Said(role="user", text=text)), tools=tuple(tools or ()))
-    return _Asked(prompt=text, tools=tuple(tools or ()))
+    ids = next((found for key in ("prompt", "input_ids") if (found := _ids(request.get(key)))), ())
+    return _Asked(prompt=text, prompt_ids=ids, tools=tuple(tools or ()))
 
 
 def _is_messages(value: Any) -> bool:
@@ -166,6 +179,8 @@ def _chat(row: Mapping[str, Any], asked: _Asked, where: str) -> list[Exchange]:
     """Chat completions and completions: OpenAI, vLLM, SGLang, OpenRouter, LM Studio, llama.cpp."""
     found = []
     for choice in (_object(value, f"{where}: choice") for value in row["choices"]):
+        if isinstance(choice.get("error"), Mapping):
+            raise InputError(f"{where}: the server answered with an error: {choice['error']!s:.120}")
         about = {
             "finish": _finish(choice.get("finish_reason")),
             "prompt_ids": _ids(choice.get("prompt_token_ids") or row.get("prompt_token_ids")),
@@ -205,26 +220,54 @@ def _ollama(row: Mapping[str, Any], asked: _Asked, where: str) -> list[Exchange]
 
 def _lm_studio(row: Mapping[str, Any], asked: _Asked, where: str) -> list[Exchange]:
     """A conversation that LM Studio saved; of messages that were written again it has the version that is shown."""
-    turns = []
+    told, blocks = _lm_studio_system(row, where), []
     for message in row["messages"]:
         versions, shown = message["versions"], message.get("currentlySelected", 0)
         if not isinstance(shown, int) or not 0 <= shown < len(versions):
             raise InputError(f"{where}: no version {shown!r} of a message")
-        turns.append(_lm_studio_turn(_object(versions[shown], where), where))
-    return [Exchange(kind="LM Studio conversation", said=tuple(turns))]
+        version = _object(versions[shown], where)
+        blocks = [step for step in version.get("steps", ()) if step.get("type") == "contentBlock"]
+        told += [_lm_studio_block(step, where) for step in blocks] or [read_message(version, where)]
+    last: Mapping[str, Any] = next(
+        (block["genInfo"] for block in reversed(blocks) if isinstance(block.get("genInfo"), Mapping)), {}
+    )
+    name = last.get("indexedModelIdentifier") or last.get("identifier")
+    return [
+        Exchange(
+            kind="LM Studio conversation",
+            said=tuple(joined_turns(told)),
+            finish=_finish((last.get("stats") or {}).get("stopReason")),
+            model={"name": str(name)} if name else {},
+        )
+    ]
 
 
-def _lm_studio_turn(version: Mapping[str, Any], where: str) -> Said:
-    if "steps" not in version:
-        return read_message(version, where)
-    texts: dict[bool, list[str]] = {True: [], False: []}
-    for step in version["steps"]:
-        if isinstance(step, Mapping) and step.get("type") == "contentBlock":
-            style = step.get("style")
-            thinks = isinstance(style, Mapping) and style.get("type") == "thinking"
-            texts[thinks].append(read_message({"content": step.get("content")}, where, "assistant").text)
-    reasoning = "\n".join(texts[True])
-    return Said(role="assistant", text="\n".join(texts[False]), reasoning=reasoning, name="thinking" * bool(reasoning))
+def _lm_studio_system(row: Mapping[str, Any], where: str) -> list[Said]:
+    """The system prompt: that of the conversation, which counts before that of the application."""
+    fields = (row.get("perChatPredictionConfig") or {}).get("fields") or ()
+    own = next((field.get("value") for field in fields if field.get("key") == "llm.prediction.systemPrompt"), None)
+    text = own or row.get("systemPrompt")
+    return [read_message({"content": text}, where, "system")] if isinstance(text, str) and text.strip() else []
+
+
+def _lm_studio_block(step: Mapping[str, Any], where: str) -> Said:
+    """A block of an assistant's message: thinking, text, calls of tools, or what a tool returned."""
+    said = read_message({"content": _lm_studio_parts(step)}, where, step.get("roleOverride") or "assistant")
+    thinks = isinstance(step.get("style"), Mapping) and step["style"].get("type") == "thinking"
+    return replace(said, text="", reasoning=said.text, name="thinking") if thinks and said.text else said
+
+
+def _lm_studio_parts(step: Mapping[str, Any]) -> list[Any]:
+    """The parts of a block, with the pieces of its text together and without think tags, which are marked as structural."""
+    parts: list[Any] = []
+    for part in step.get("content") or ():
+        if part.get("type") != "text":
+            parts.append(part)
+        elif parts and parts[-1].get("type") == "text":
+            parts[-1] = {**parts[-1], "text": parts[-1]["text"] + part["text"] * (not part.get("isStructural"))}
+        elif not part.get("isStructural"):
+            parts.append(part)
+    return parts
 
 
 def _sglang(row: Mapping[str, Any], asked: _Asked, where: str) -> list[Exchange]:
@@ -256,8 +299,9 @@ def _vllm(row: Mapping[str, Any], asked: _Asked, where: str) -> list[Exchange]:
 
 
 def _verl(row: Mapping[str, Any], asked: _Asked, where: str) -> list[Exchange]:
-    meta = {key: row[key] for key in ("score", "step", "acc", "reward") if key in row}
-    return [_written("verl rollout", _Asked(prompt=row["input"]), row["output"], where, meta=meta)]
+    """A rollout of verl, which decodes prompts without their special tokens; further columns are what the reward says."""
+    meta = {key: row[key] for key in row if key not in ("input", "output", *_GOLD, *_KNOWN)}
+    return [_written("verl rollout", _Asked(prompt=row["input"]), row["output"], where, bare=True, meta=meta)]
 
 
 def _lm_eval(row: Mapping[str, Any], asked: _Asked, where: str) -> list[Exchange]:
@@ -287,6 +331,10 @@ def _lm_eval_prompt(arguments: Any) -> str:
 def _inspect(row: Mapping[str, Any], asked: _Asked, where: str) -> list[Exchange]:
     """A sample of an Inspect log. Its messages tell all turns; without them there are its input and its output."""
     output = row["output"]
+    if not output["choices"]:
+        error = row.get("error")
+        why = f": {error.get('message', error)!s:.120}" if isinstance(error, Mapping) else ""
+        raise InputError(f"{where}: the sample ended before the model wrote anything{why}")
     choice = _object(output["choices"][0], f"{where}: choice")
     last = read_message(_object(choice.get("message"), f"{where}: message"), where, "assistant")
     before = list(asked.said)
@@ -297,6 +345,7 @@ def _inspect(row: Mapping[str, Any], asked: _Asked, where: str) -> list[Exchange
     gold = next(iter(target), None) if isinstance(target, list) else target
     id, epoch = _given(row, "id", ""), int(number(_given(row, "epoch", 1), "epoch", where))
     stem = str(id) if id != "" else re.sub(r".*/|\.json$", "", where)
+    stem = f"{row['task']}-{stem}" if isinstance(row.get("task"), str) else stem
     return [
         Exchange(
             kind="Inspect sample",
@@ -316,11 +365,10 @@ def _completion(row: Mapping[str, Any], asked: _Asked, where: str) -> list[Excha
     """A prompt and a completion, each a text or messages: TRL's rollouts, and the form that this package exports."""
     written = row.get("completion")
     meta = {key: row[key] for key in ("step", "reward", "advantage") if row.get(key) is not None}
-    meta |= (
-        {"rewards": {key: row[key] for key in row if key.startswith("reward_")}}
-        if any(key.startswith("reward_") for key in row)
-        else {}
-    )
+    # TRL names a column after each function that rewards.
+    given = {key: value for key, value in row.items() if key not in _KNOWN and key not in meta and key not in _GOLD}
+    rewards = {key: value for key, value in given.items() if isinstance(value, int | float)}
+    meta |= {"rewards": rewards} if rewards else {}
     if _is_messages(written):
         return [
             Exchange(
@@ -341,7 +389,7 @@ def _has_choices(row: Mapping[str, Any]) -> bool:
 
 def _is_inspect(row: Mapping[str, Any]) -> bool:
     output = row.get("output")
-    return isinstance(output, Mapping) and _has_choices(output) and "input" in row
+    return isinstance(output, Mapping) and isinstance(output.get("choices"), list) and "input" in row
 
 
 def _is_lm_studio(row: Mapping[str, Any]) -> bool:
@@ -382,8 +430,8 @@ def _about(row: Mapping[str, Any], where: str) -> dict[str, Any]:
         found["sample"] = int(number(row["sample"], "sample", where))
     if row.get("finish_reason") is not None:
         found["finish"] = _finish(row["finish_reason"])
-    model = row.get("model") or (row["response"].get("model") if isinstance(row.get("response"), Mapping) else None)
-    if model:
+    replies = (row, row["response"] if isinstance(row.get("response"), Mapping) else {})
+    if model := next((one[key] for one in replies for key in ("model", "model_instance_id") if one.get(key)), None):
         found["model"] = dict(model) if isinstance(model, Mapping) else {"name": str(model)}
     if row.get("meta") is not None:
         found["meta"] = _object(row["meta"], f"{where}: meta")

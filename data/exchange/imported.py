@@ -18,6 +18,7 @@ from reasonscope.data.text.think_tags import GPT_OSS, KNOWN_TAGS
 from reasonscope.data.text.thinking import Thinking
 from reasonscope.data.trace import Message, Problem, Regions, Span, Trace
 
+_BARE = "without its special tokens"
 _LISTED = 1000  # so many places of one reason are kept in a run; all are counted
 
 
@@ -42,6 +43,9 @@ class ChatRenderer(Protocol):
 
     def prompt(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any], *, think: bool) -> str:
         """The text that the model reads, up to its own first token."""
+
+    def restored(self, prompt: str) -> str | None:
+        """A prompt that lost its special tokens, with them; None if the template writes no such prompt."""
 
     def reply(self, messages: Sequence[Mapping[str, Any]], said: Mapping[str, Any], tools: Sequence[Any]) -> str | None:
         """What the model writes, as its template has it; None if the template leaves the reasoning out."""
@@ -107,6 +111,7 @@ class Imported:
             "cut_off_without": sum(
                 trace.finish_reason == "length" and not len(trace.chars.thinking) for trace in self.traces
             ),
+            "bare_prompts": sum(trace.meta.get("prompt") == _BARE for trace in self.traces),
             "repeated": self.n_repeated,
             "unanswered": self.n_unanswered,
             "not_understood": [
@@ -327,6 +332,10 @@ class TraceMaker:
         if not prompt_ids:
             thinks = bool(said.reasoning) or exchange.finish == "length" or self._tags.close in said.text
             prompt = exchange.prompt
+            if prompt is not None and exchange.bare:
+                restored = renderer.restored(prompt)
+                fields["meta"] = {**fields["meta"], "prompt": "restored" if restored else _BARE}
+                prompt = restored or prompt
             if prompt is None or turn.asked:
                 prompt = (prompt or "") + renderer.prompt(messages, exchange.tools, think=thinks) if messages else ""
             prompt_ids = renderer.encode(prompt)
@@ -339,7 +348,8 @@ class TraceMaker:
             raise InputError(
                 f"{where}: its {len(prompt_ids) + len(ids)} tokens are more than the model's context of {renderer.context_length}"
             )
-        if fields["problem"].prompt is not None and exchange.prompt is None and turn.asked:
+        written = exchange.prompt is None and turn.asked
+        if fields["problem"].prompt is not None and (written or fields["meta"].get("prompt") == "restored"):
             text = tokenizer.decode(prompt_ids, skip_special_tokens=False)
             fields["problem"] = replace(fields["problem"], prompt=text)
         known = {"name": exchange.model.get("name")} if exchange.model.get("name") else {}

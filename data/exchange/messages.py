@@ -1,7 +1,7 @@
 """Messages as servers, trainers and evaluations write them: the text, the reasoning under whatever name, and tool calls."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,10 @@ _REASONING_PARTS = frozenset(
 )
 # The provider keeps what it wrote to itself, and sends something that only it can read.
 _HIDDEN_PARTS = frozenset(("redacted_thinking", "reasoning.encrypted", "encrypted_content"))
-_CALL_PARTS = frozenset(("tool_use", "tool_call", "function_call", "server_tool_use", "custom_tool_call", "mcp_call"))
-_RESULT_PARTS = frozenset(("tool_result", "function_call_output", "custom_tool_call_output"))
+_CALL_PARTS = frozenset(
+    ("tool_use", "tool_call", "function_call", "server_tool_use", "custom_tool_call", "mcp_call", "toolCallRequest")
+)
+_RESULT_PARTS = frozenset(("tool_result", "function_call_output", "custom_tool_call_output", "toolCallResult"))
 # An image or a sound was seen by the model, but is not text; the trace says so in its place.
 _SEEN_PARTS = frozenset(
     (
@@ -117,22 +119,30 @@ def read_messages(values: Any, where: str) -> list[Said]:
     return [read_message(value, where) for value in values]
 
 
-def read_items(values: Sequence[Any], where: str) -> list[Said]:
+def read_items(values: Sequence[Any], where: str, *, role: str = "assistant") -> list[Said]:
     """The turns in a list of items as the Responses API has them, where reasoning, text and calls are items of their own.
 
-    What the assistant wrote in a row is one turn, up to the result of a tool.
+    A message that does not say who speaks is `role`'s.
     """
+    return joined_turns(said for value in values for said in _item(value, where, role))
+
+
+def joined_turns(pieces: Iterable[Said]) -> list[Said]:
+    """The pieces with what the assistant wrote in a row as one turn, up to the result of a tool."""
     turns: list[Said] = []
-    for said in (said for value in values for said in _item(value, where)):
+    for said in pieces:
         joins = bool(turns) and said.role == turns[-1].role == "assistant"
         turns.append(_joined(turns.pop(), said) if joins else said)
     return turns
 
 
-def _item(value: Any, where: str) -> list[Said]:
+def _item(value: Any, where: str, role: str) -> list[Said]:
     kind = value.get("type", "message") if isinstance(value, Mapping) else None
-    if kind == "message":
-        return [read_message(value, where, None if value.get("role") else "assistant")]
+    if kind == "message" or kind in _TEXT_PARTS:
+        content = value.get("content", value.get("text"))
+        return [read_message({**value, "content": content}, where, None if value.get("role") else role)]
+    if kind in _SEEN_PARTS:
+        return [read_message({"content": [value]}, where, role)]
     if kind == "reasoning":
         # The reasoning itself is in `content`; most providers send only what they made of it, in `summary`.
         found = {name: _as_text(value.get(name), where).strip() for name in ("content", "summary")}
@@ -196,7 +206,7 @@ class _Parts:
                 raise InputError(f"{self._where}: a part of a message must be text or a JSON object, got {part!r:.60}")
 
     def _read_part(self, part: Mapping[str, Any], kind: str) -> None:
-        if kind in _HIDDEN_PARTS or (kind in _REASONING_PARTS and part.get("redacted")):
+        if kind in _HIDDEN_PARTS:
             self.hidden = True
         elif kind in _REASONING_PARTS or part.get("thought") is True:
             self._read_reasoning(part, kind)
@@ -212,10 +222,12 @@ class _Parts:
             raise InputError(f"{self._where}: a part of type {kind!r} is not known")
 
     def _read_reasoning(self, part: Mapping[str, Any], kind: str) -> None:
-        found = _first_text(part, ("thinking", "reasoning", "text", "content", "summary"), self._where)
+        # What is redacted is encrypted, and at most its summary can be read.
+        told = () if part.get("redacted") else ("thinking", "reasoning", "text", "content")
+        found = _first_text(part, (*told, "summary"), self._where)
         if found:
             self.reasoning.append(found)
-            self.name = self.name or kind
+            self.name = self.name or ("summary" if part.get("redacted") else kind)
         else:
             self.hidden = True
 
@@ -245,7 +257,9 @@ def _call(value: Mapping[str, Any]) -> Mapping[str, Any]:
     """The name of a called tool and its arguments, as JSON values if they are."""
     inner = value["function"] if isinstance(value.get("function"), Mapping) else value
     name = inner.get("name") or inner.get("function") or inner.get("tool") or ""
-    arguments: Any = next((inner[key] for key in ("arguments", "input") if inner.get(key) is not None), {})
+    arguments: Any = next(
+        (inner[key] for key in ("arguments", "input", "parameters") if inner.get(key) is not None), {}
+    )
     return {"name": str(name), "arguments": _parsed(arguments) if isinstance(arguments, str) else arguments}
 
 

@@ -169,10 +169,40 @@ class _Response(_Stream):
         return whole
 
 
-_STREAMS = (_Chat, _Ollama, _Events, _Response)
+class _LmStudio(_Stream):
+    """Events of LM Studio's own chat, of which the last has the whole reply."""
+
+    @staticmethod
+    def takes(value: Any, running: _Stream | None) -> bool:
+        kind = str(value.get("type", "")) if isinstance(value, Mapping) else ""
+        return kind == "chat.start" or (running is not None and ("." in kind or kind == "error"))
+
+    def is_other(self, value: Mapping[str, Any]) -> bool:
+        return bool(value["type"] == "chat.start")
+
+    def add(self, value: Mapping[str, Any]) -> bool:
+        kind, _, stage = str(value["type"]).partition(".")
+        if value["type"] == "chat.start":
+            self.whole = {"model_instance_id": value.get("model_instance_id"), "output": []}
+        elif value["type"] == "chat.end" and isinstance(value.get("result"), Mapping):
+            self.whole = dict(value["result"])
+        elif stage == "start" and kind in ("reasoning", "message", "tool_call"):
+            self.whole["output"].append({"type": kind, "content": ""})
+        elif stage == "delta" and self.whole["output"]:
+            self.whole["output"][-1]["content"] += value["content"]
+        elif stage in ("arguments", "result") and self.whole["output"]:
+            self.whole["output"][-1] |= {key: value[key] for key in ("tool", "arguments", "output") if key in value}
+        return bool(value["type"] == "chat.end")
+
+
+_STREAMS = (_Chat, _Ollama, _Events, _Response, _LmStudio)
 
 
 def _append(message: dict[str, Any], pieces: Mapping[str, Any]) -> None:
+    details = pieces.get("reasoning_details")
+    if isinstance(details, list) and not pieces.get("reasoning"):  # OpenRouter sends both, or these alone
+        message.setdefault("reasoning_details", []).extend(one for one in details if one.get("data"))
+        pieces = {**pieces, "reasoning": "".join(one.get("text") or one.get("summary") or "" for one in details)}
     for key in _PIECES:
         if isinstance(pieces.get(key), str):
             message[key] = (message.get(key) or "") + pieces[key]

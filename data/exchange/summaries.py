@@ -22,9 +22,9 @@ _HAS_TOKENS = (
 # What a state of the thinking means to somebody who wonders why a trace is left out.
 _STATES: Mapping[ThinkingState, str] = {
     "closed": "",
-    "truncated": "{n} of the traces were cut off while thinking: they have no answer.",
-    "empty": "{n} of the traces have no words of thinking before the answer.",
-    "absent": "{n} of the traces have no thinking that could be found: probes and steering leave them out.",
+    "truncated": "Cut off while thinking, and without an answer: {n} of the traces.",
+    "empty": "Without a word of thinking before the answer: {n} of the traces.",
+    "absent": "Without thinking that could be found, so that probes and steering leave them out: {n} of the traces.",
 }
 
 
@@ -109,7 +109,7 @@ def _holds(traces: Sequence[Trace], sites: Sequence[str]) -> str:
 def _understood(account: Mapping[str, Any]) -> str:
     """How many traces have reasoning, how many have none, and how many rows were not understood."""
     unread = sum(one["n"] for one in account["not_understood"])
-    names = " and ".join(account["reasoning"])
+    names = ", ".join(account["reasoning"])
     return (
         f"{account['with_reasoning']} with reasoning{f' (from {names})' * bool(names)}, "
         f"{account['without_reasoning']} without, {unread} not understood"
@@ -126,12 +126,17 @@ def _left_out(account: Mapping[str, Any]) -> list[str]:
     ] * bool(n)
     n = account["cut_off_without"]
     told += [
-        f"{n} of the traces without reasoning were cut off: some servers take unfinished thinking for the answer."
+        f"Cut off, and without reasoning: {n} of the traces. Some servers take unfinished thinking for the answer."
+    ] * bool(n)
+    n = account.get("bare_prompts", 0)
+    told += [
+        f"The prompts of {n} of the traces lost their special tokens, and the model's template does not write them: they are read as "
+        "they are."
     ] * bool(n)
     n = account["repeated"]
-    told += [f"{n} rows repeat a trace that is there already."] * bool(n)
+    told += [f"{n} row{'s repeat' if n > 1 else ' repeats'} a trace that is there already."] * bool(n)
     n = account["unanswered"]
-    told += [f"{n} requests of the batch have no answer."] * bool(n)
+    told += [f"{n} request{'s' * (n > 1)} of the batch ha{'ve' if n > 1 else 's'} no answer."] * bool(n)
     for one in account["not_understood"]:
         more = f" and {one['n'] - _SHOWN} more" if one["n"] > _SHOWN else ""
         told.append(f"Not understood: {', '.join(one['places'][:_SHOWN])}{more}: {one['reason']}.")
@@ -171,7 +176,7 @@ class _Outcomes:
     def doubts(self) -> list[str]:
         """What could be read in another way, and in how many traces."""
         several = (
-            [f"{self._several} of the traces think in several blocks, which are counted together."]
+            [f"Thinking in several blocks, which are counted together: {self._several} of the traces."]
             if self._several
             else []
         )

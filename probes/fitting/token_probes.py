@@ -36,7 +36,9 @@ _FORMAT = SafetensorsFormat(
     version=1,
     fields={"site": str, "task": str, "method": str, "model": dict, "provenance": dict},
 )
-_HEADS, _STEPS, _EVERY, _RATE, _PENALTY = 4, 120, 10, 0.05, 1e-3
+_HEADS, _STEPS, _EVERY, _PENALTY = 4, 120, 10, 1e-3
+# A step of Adam moves every weight by about the rate, and so a score by as much for each dimension: wide states need smaller steps.
+_RATE, _RATE_OF_ALL = 0.05, 0.8
 _LEAST_WEIGHT = 1e-300
 
 
@@ -210,7 +212,7 @@ class _Search:
         y, rows = self.targets[:, list(of)], torch.from_numpy(train)
         torch.manual_seed(self.seed)
         probes = _Pooled(self.kind, spans.states.shape[2], len(of), self.seed)
-        optimiser = torch.optim.Adam(probes.parameters(), lr=_RATE)
+        optimiser = torch.optim.Adam(probes.parameters(), lr=min(_RATE, _RATE_OF_ALL / spans.states.shape[2]))
         states, mask, truth = spans.states[rows], spans.mask[rows], y[rows].T
         kept: list[_Pooled] = []
         for step in range(max(steps) + 1):

@@ -1,15 +1,19 @@
 """Conversations that somebody else's server had, rendered as the model read them."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tokenizers import Tokenizer
 
+from reasonscope.data.errors import InputError
 from reasonscope.data.text.parse import THINK, ThinkTags
 from reasonscope.data.text.thinking import Thinking
 from reasonscope.probes.models.prompting import Prompting
 from reasonscope.probes.models.tags import with_reasoning, with_thinking_closed
+
+_MARK = "what0was0said"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +51,32 @@ class TemplateRenderer:
         if not think and text.rstrip().endswith(self.tags.open):
             text = with_thinking_closed(text, self.tags)
         return text
+
+    def restored(self, prompt: str) -> str | None:
+        """A prompt that was decoded without its special tokens, with them; None if the template writes no such prompt."""
+        for think in (True, False):
+            for roles in (("user",), ("system", "user")):
+                if (found := self._restored(prompt, roles, think=think)) is not None:
+                    return found
+        return None
+
+    def _restored(self, bare: str, roles: Sequence[str], *, think: bool) -> str | None:
+        """The prompt of one message for each of `roles`, if it reads `bare` without its special tokens."""
+        try:
+            blank = self._render([{"role": role, "content": _MARK} for role in roles], (), think=think)
+            around = self._without_specials(blank).split(_MARK)
+            found = re.fullmatch("(.*?)".join(map(re.escape, around)), bare, re.DOTALL)
+            if found is None or len(around) != len(roles) + 1:
+                return None
+            said = [{"role": role, "content": text} for role, text in zip(roles, found.groups(), strict=True)]
+            whole = self._render(said, (), think=think)
+        except InputError:  # a template without a system message
+            return None
+        return whole if self._without_specials(whole) == bare else None
+
+    def _without_specials(self, text: str) -> str:
+        ids = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
 
     def reply(self, messages: Sequence[Mapping[str, Any]], said: Mapping[str, Any], tools: Sequence[Any]) -> str | None:
         """What the model wrote, as the template writes a last turn, up to its end token; None if the template leaves

@@ -96,10 +96,11 @@ def _empty_block(tags: ThinkTags) -> str:
 def with_reasoning(prompt: str, reasoning: str, text: str, tags: ThinkTags) -> str:
     """What a model wrote after `prompt`, which may have opened the thinking, if a server has parted its reasoning from its text.
 
-    Without text the thinking stays open, because the model was cut off. Servers drop the white space at the tags, which is here as most
-    templates have it.
+    Without text the thinking stays open, because the model was cut off. Most servers drop the white space at the tags, which is here as
+    most templates have it; text that begins with its own keeps it.
     """
     line = "" if tags == GPT_OSS else "\n"
     opening = "" if prompt.rstrip().endswith(tags.open) else tags.open + line
-    closing = f"{line}{tags.close}{2 * line}{text}" if text.strip() else ""
+    gap = "" if text[:1].isspace() else 2 * line
+    closing = f"{line}{tags.close}{gap}{text}" if text.strip() else ""
     return f"{opening}{reasoning.strip()}{closing}"

@@ -3,6 +3,7 @@
 import json
 import re
 import zipfile
+import zlib
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -156,6 +157,37 @@ SERVERS = {
                         ],
                     },
                 ],
+            },
+        ],
+    },
+    "lm studio conversation, pieces": {
+        "name": "Sums",
+        "messages": [
+            {"versions": [{"type": "singleStep", "role": "user", "content": [{"type": "text", "text": "3 + 4?"}]}]},
+            {
+                "versions": [
+                    {
+                        "type": "multiStep",
+                        "role": "assistant",
+                        "steps": [
+                            {
+                                "type": "contentBlock",
+                                "content": [
+                                    {"type": "text", "text": "<think>", "isStructural": True},
+                                    {"type": "text", "text": "I add 3", "isStructural": False},
+                                    {"type": "text", "text": " and 4. So 7.", "isStructural": False},
+                                    {"type": "text", "text": "</think>", "isStructural": True},
+                                ],
+                                "style": {"type": "thinking", "ended": True},
+                            },
+                            {
+                                "type": "contentBlock",
+                                "content": [{"type": "text", "text": "It"}, {"type": "text", "text": " is 7."}],
+                                "genInfo": {"identifier": "m", "stats": {"stopReason": "eosFound"}},
+                            },
+                        ],
+                    }
+                ]
             },
         ],
     },
@@ -322,7 +354,7 @@ def test_requests_of_a_batch_meet_their_answers(tmp_path):
         "Be brief.",
         "3 + 4?",
     ] and found.n_unanswered == 1
-    assert "1 requests of the batch have no answer" in str(import_summary("run", found))
+    assert "1 request of the batch has no answer" in str(import_summary("run", found))
     anthropic = {"custom_id": "q1", "params": {"system": "Be brief.", "messages": [USER]}}
     (trace,) = read(tmp_path, SERVERS["batch of anthropic"], anthropic).traces
     assert [(m.role, m.content) for m in trace.problem.messages] == [("system", "Be brief."), ("user", "3 + 4?")]
@@ -334,7 +366,7 @@ def test_a_null_content_with_reasoning_was_cut_off(tmp_path):
         assert (trace.state, trace.thinking, trace.answer_text) == ("truncated", THOUGHT, "")
         assert trace.finish_reason == "length" and trace.final_answer is None
     found = read(tmp_path, chat({"content": THOUGHT}, finish="length"))
-    assert "1 of the traces without reasoning were cut off" in str(import_summary("run", found))
+    assert "Cut off, and without reasoning: 1 of the traces" in str(import_summary("run", found))
     row = {"messages": [USER, {"role": "assistant", "content": None, "reasoning": THOUGHT}], "finish_reason": "length"}
     assert read(tmp_path, row).traces[0].state == "truncated"
 
@@ -422,7 +454,7 @@ def test_lines_of_several_filters_are_one_trace(tmp_path):
         name="samples_gsm8k_2026-01-01T00-00-00.1.jsonl",
     )
     assert [trace.id for trace in found.traces] == ["gsm8k-5", "gsm8k-6"] and found.n_repeated == 1
-    assert "1 rows repeat" in str(import_summary("run", found))
+    assert "1 row repeats" in str(import_summary("run", found))
 
 
 def test_the_solution_of_gsm8k_is_not_the_answer(tmp_path):
@@ -484,6 +516,14 @@ STREAMS = {
         )
         for line in (f"event: {event['type']}", f"data: {json.dumps(event)}", "")
     ],
+    "openrouter, details": [
+        ": OPENROUTER PROCESSING",
+        chunk(
+            {"reasoning": "I add 3 and 4.", "reasoning_details": [{"type": "reasoning.text", "text": "I add 3 and 4."}]}
+        ),
+        chunk({"reasoning": None, "reasoning_details": [{"type": "reasoning.text", "text": " So 7."}]}),
+        chunk({"content": ANSWER}, "stop"),
+    ],
     "responses": [
         f"data: {json.dumps(event)}"
         for event in (
@@ -500,9 +540,124 @@ def test_streams_are_put_together(name, tmp_path):
     (trace,) = read(tmp_path, *STREAMS[name], name="stream.txt").traces
     assert (trace.thinking, trace.answer_text, trace.state) == (THOUGHT, ANSWER, "closed")
     assert trace.finish_reason == "stop"
-    if name != "openai":  # its chunks say by their id which reply they belong to
+    if name not in ("openai", "openrouter, details"):  # their chunks say by their id which reply they belong to
         twice = read(tmp_path, *STREAMS[name] * 2, name="stream.txt")
         assert len(twice.traces) + twice.n_repeated == 2 and not twice.not_understood
+
+
+def lm_studio_events(*last):
+    events = [
+        {"type": "chat.start", "model_instance_id": "m"},
+        {"type": "prompt_processing.start"},
+        {"type": "reasoning.start"},
+        {"type": "reasoning.delta", "content": "I add 3 and 4."},
+        {"type": "reasoning.delta", "content": " So 7."},
+        {"type": "reasoning.end"},
+        {"type": "message.start"},
+        {"type": "message.delta", "content": ANSWER},
+        *last,
+    ]
+    return [line for event in events for line in (f"event: {event['type']}", f"data: {json.dumps(event)}", "")]
+
+
+@pytest.mark.parametrize(
+    "last", [(), ({"type": "chat.end", "result": SERVERS["lm studio chat"]},)], ids=["cut", "whole"]
+)
+def test_a_stream_of_lm_studio_counts_as_far_as_it_goes(last, tmp_path):
+    found = read(tmp_path, *lm_studio_events(*last), *lm_studio_events(*last), name="stream.sse")
+    assert len(found.traces) + found.n_repeated == 2 and not found.not_understood
+    assert (found.traces[0].thinking, found.traces[0].answer_text) == (THOUGHT, ANSWER)
+    assert found.traces[0].model == {"name": "m"}
+
+
+def test_a_conversation_of_lm_studio_keeps_its_system_prompt_its_tools_and_its_end(tmp_path):
+    call = {"type": "toolCallRequest", "callId": 1, "name": "add", "parameters": {"a": 3, "b": 4}}
+    steps = [
+        {"type": "contentBlock", "style": {"type": "thinking"}, "content": [{"type": "text", "text": "I call it."}]},
+        {"type": "contentBlock", "content": [call], "genInfo": {"stats": {"stopReason": "toolCalls"}}},
+        {"type": "toolStatus", "callId": 1, "statusState": {"status": {"type": "toolCallSucceeded"}}},
+        {"type": "contentBlock", "roleOverride": "tool", "content": [{"type": "toolCallResult", "content": "7"}]},
+        {
+            "type": "contentBlock",
+            "content": [{"type": "text", "text": ANSWER}],
+            "genInfo": {"indexedModelIdentifier": "m", "stats": {"stopReason": "maxPredictedTokensReached"}},
+        },
+    ]
+    row = {
+        "systemPrompt": "Of the application.",
+        "perChatPredictionConfig": {"fields": [{"key": "llm.prediction.systemPrompt", "value": "Be brief."}]},
+        "messages": [
+            {"versions": [{"role": "user", "content": [{"type": "text", "text": "3 + 4?"}]}]},
+            {"versions": [{"role": "assistant", "steps": steps}]},
+        ],
+    }
+    first, last = read(tmp_path, row, turn="all").traces
+    assert first.thinking == "I call it." and first.meta["tool_calls"] == [
+        {"name": "add", "arguments": {"a": 3, "b": 4}}
+    ]
+    assert last.text.startswith("system: Be brief.\n\nuser: 3 + 4?") and "tool: 7" in last.text
+    assert (last.finish_reason, last.model, last.answer_text) == ("length", {"name": "m"}, ANSWER)
+    del row["perChatPredictionConfig"]
+    assert read(tmp_path, row).traces[0].text.startswith("system: Of the application.")
+
+
+def test_a_request_in_the_words_of_its_server(tmp_path):
+    sglang = {"request": {"text": "Q: 3 + 4?"}, "response": SERVERS["sglang generate"]}
+    assert read(tmp_path, sglang).traces[0].text.startswith("Q: 3 + 4?<think>")
+    parts = [{"type": "text", "content": "3 + 4?"}, {"type": "image", "data_url": "data:,"}]
+    lm_studio = {"request": {"system_prompt": "Be brief.", "input": parts}, "response": SERVERS["lm studio chat"]}
+    (trace,) = read(tmp_path, lm_studio).traces
+    assert [(m.role, m.content) for m in trace.problem.messages] == [
+        ("system", "Be brief."), ("user", "3 + 4?"), ("user", "[image]"),
+    ]  # fmt: skip
+    assert trace.model == {"name": "m"}
+
+
+def test_what_a_trainer_says_beside_a_rollout_is_kept(tmp_path):
+    rewards = {"accuracy_reward": 1.0, "think_format_reward": 0.5, "solution": "7"}  # TRL names them after functions
+    (trace,) = read(tmp_path, {**SERVERS["trl, texts"], **rewards}).traces
+    assert trace.meta["rewards"] == {"accuracy_reward": 1.0, "think_format_reward": 0.5}
+    (trace,) = read(tmp_path, {**SERVERS["verl"], "acc": True, "request_id": "r"}).traces
+    assert trace.meta == {"score": 1.0, "step": 20, "acc": True, "request_id": "r"}
+
+
+def write_log(path, method, **members):
+    """An archive as Inspect writes it; with Zstandard, which zipfile cannot do before Python 3.14, the members are packed by hand."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, value in members.items():
+            raw = json.dumps(value).encode()
+            about = zipfile.ZipInfo(name)
+            archive.writestr(about, pa.Codec("zstd").compress(raw, asbytes=True) if method == 93 else raw)
+            if method == 93:
+                about.CRC, about.file_size, about.compress_type = zlib.crc32(raw), len(raw), 93
+    return path
+
+
+@pytest.mark.parametrize("method", [0, 93], ids=["stored", "zstandard"])
+def test_logs_of_inspect_of_two_tasks(method, tmp_path):
+    sample = SERVERS["inspect sample"]
+    for task, question in (("sums", "3 + 4?"), ("others", "4 + 4?")):
+        named = {"samples/a/b_epoch_1.json": {**sample, "id": "a/b", "input": question}}
+        write_log(tmp_path / f"{task}.eval", method, **{"header.json": {"eval": {"task": task}}, **named})
+    first, second = import_traces(tmp_path).traces
+    assert (first.problem.id, second.problem.id, second.id) == ("others-a/b", "sums-a/b", "sums-a/b-1")
+    assert first.thinking == second.thinking == THOUGHT
+
+
+def test_a_damaged_log_of_inspect_is_an_error(tmp_path):
+    whole = write_log(tmp_path / "log.eval", 93, **{"samples/a.json": SERVERS["inspect sample"]})
+    raw = whole.read_bytes()
+    for place in (0, 50, 80):
+        whole.write_bytes(raw[:place] + bytes([raw[place] ^ 255]) + raw[place + 1 :])
+        with pytest.raises(InputError, match=r"not a readable Inspect log|not JSON"):
+            import_traces(whole)
+
+
+def test_a_summary_of_redacted_reasoning_is_read_and_named(tmp_path):
+    part = {"type": "reasoning", "reasoning": "gAAA", "summary": "Adding.", "redacted": True}
+    row = chat({"content": [part, {"type": "text", "text": ANSWER}]})
+    (trace,) = read(tmp_path, row).traces
+    assert (trace.thinking, trace.meta["reasoning_from"]) == ("Adding.", "summary")
 
 
 def test_two_streams_in_one_file_are_two_traces(tmp_path):
@@ -530,6 +685,15 @@ BROKEN = [
     (chat({"content": [{"type": "hologram"}]}), "a part of type 'hologram' is not known"),
     (chat({"content": {"a": 1}}), "a message needs role and content"),
     ({"choices": [3]}, "must be a JSON object, got int"),
+    (
+        {"choices": [{"finish_reason": "error", "error": {"code": 502}, "message": {"content": ""}}]},
+        "answered with an error",
+    ),
+    (
+        {"input": "3 + 4?", "output": {"choices": []}, "error": {"message": "overloaded"}},
+        "model wrote anything: overloaded",
+    ),
+    ({"results": {}, "n-samples": {}, "configs": {}}, "scores of lm-eval; the texts are in samples_"),
     ({"output": [{"type": "hologram"}]}, "an item of type 'hologram' is not known"),
     ({"output": []}, "does not end with what the model wrote"),
     ({**SERVERS["lm-eval"], "resps": [[[-1.5, False]]]}, "likelihoods, not texts"),

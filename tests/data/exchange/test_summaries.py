@@ -32,6 +32,6 @@ def test_doubts_and_several_blocks_are_counted(tmp_path):
     told, notes = checked(tmp_path / "run", texts, None)
     assert told == "between think tags"
     assert notes == [
-        "1 of the traces think in several blocks, which are counted together.",
+        "Thinking in several blocks, which are counted together: 1 of the traces.",
         "Doubtful in 1 trace: a tag in quotes or code counts as words.",
     ]

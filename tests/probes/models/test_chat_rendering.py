@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from reasonscope.data.errors import InputError
 from reasonscope.data.exchange.importers import import_traces
+from reasonscope.data.exchange.summaries import import_summary
 from reasonscope.data.text.parse import THINK
 from reasonscope.data.text.thinking import Thinking
 from reasonscope.probes.models.chat_rendering import TemplateRenderer
@@ -118,6 +119,39 @@ def test_token_ids_of_the_server_are_kept(tmp_path, renderer_of):
 def test_a_raw_prompt_is_not_rendered_again(tmp_path, renderer_of):
     (trace,) = imported(tmp_path, renderer_of(QWEN), {"prompt": "Q: 3 + 4?<think>", "completion": "So 7.</think>7"})
     assert trace.text == "<s>Q: 3 + 4?<think>So 7.</think>7" and trace.thinking == "So 7."
+
+
+SPECIAL = "{% for m in messages %}<s>{{ m.role }}\n{{ m.content }}</s>\n{% endfor %}<s>assistant"
+
+
+def rollout(prompt):
+    return {"input": prompt, "output": "<think>So 7.</think>7", "gts": "7", "score": 1.0}
+
+
+def test_a_prompt_that_lost_its_special_tokens_gets_them_back(tmp_path, renderer_of):
+    renderer = renderer_of(SPECIAL)
+    for prompt, whole in (
+        ("user\n3 + 4?\nassistant", "<s>user\n3 + 4?</s>\n<s>assistant"),
+        (
+            "system\nBe brief.\nuser\n3\nuser\n?\nassistant",
+            "<s>system\nBe brief.</s>\n<s>user\n3\nuser\n?</s>\n<s>assistant",
+        ),
+    ):
+        (trace,) = imported(tmp_path, renderer, rollout(prompt))
+        assert trace.text == whole + "<think>So 7.</think>7" and trace.meta["prompt"] == "restored"
+        assert trace.problem.prompt == whole
+
+
+def test_a_prompt_that_the_template_does_not_write_is_counted(tmp_path, renderer_of):
+    (tmp_path / "dump.jsonl").write_text(json.dumps(rollout("human: 3 + 4?")), encoding="utf-8")
+    found = import_traces(tmp_path / "dump.jsonl", renderer=renderer_of(SPECIAL))
+    assert found.traces[0].meta["prompt"] == "without its special tokens"
+    assert "The prompts of 1 of the traces lost their special tokens" in str(import_summary("run", found))
+
+
+def test_text_that_keeps_its_own_white_space_gets_no_more(tmp_path, renderer_of):
+    (trace,) = imported(tmp_path, renderer_of(QWQ), reply({"content": "\n\nIt is 7.", "reasoning": "So 7."}))
+    assert trace.text.endswith("So 7.\n</think>\n\nIt is 7.</s>")
 
 
 def test_a_model_without_tags_reasons_in_the_open_unless_the_dump_has_reasoning(tmp_path, renderer_of):
