@@ -49,7 +49,7 @@ TARGETS = {
     "data/organism/tokenizer.py": ["tests/data/organism/test_organism.py"],
     "data/organism/truth.py": ["tests/data/organism/test_organism.py"],
     "data/organism/writer.py": ["tests/data/organism/test_organism.py"],
-    "data/text/parse.py": ["tests/data/text/test_parse.py"],
+    "data/text/parse.py": ["tests/data/text/test_parse.py", "tests/data/text/test_thinking.py"],
     "data/exchange/problem_sets.py": ["tests/data/exchange/test_problem_sets.py"],
     "data/storage/untrusted.py": ["tests/data/storage/test_untrusted.py"],
     "data/storage/records.py": ["tests/data/storage/test_store.py"],
@@ -165,7 +165,7 @@ TARGETS = {
         "tests/steering/vectors/test_scope.py",
         "tests/steering/vectors/test_thinking_by_text.py",
     ],
-    "probes/vllm/wire.py": ["tests/probes/vllm/test_capture.py"],
+    "probes/vllm/wire.py": ["tests/probes/vllm/test_wire.py"],
     "analysis/ablations/run.py": ["tests/analysis/ablations/test_ablations_of_runs.py"],
     "analysis/exits/evaluation.py": [
         f"tests/analysis/exits/test_exits.py::test_{name}"

@@ -79,6 +79,11 @@ def test_each_rule_stops_where_its_signal_says_so():
     assert stable.tokens.tolist() == [30 + 3 * 3]  # the same answer twice, at cuts 1 and 2
     never = _outcomes(BY_NAME["probe"], one, float("inf"))
     assert never.tokens.tolist() == [60] and never.right.tolist() == [1.0]
+    again = signals(answers=("7", "7", "8", "8", "8"))
+    thrice = _outcomes(BY_NAME["stable answers"], [again], 3.0)
+    assert thrice.tokens.tolist() == [50 + 5 * 3]
+    assert {name for name, rule in BY_NAME.items() if rule.passes} == {"confidence before a doubt", "closing margin"}
+    assert rule_named("stable-answers") is BY_NAME["stable answers"] and slug("stable answers") == "stable-answers"
     tried = _outcomes(BY_NAME["stable answers"], one, float("inf"))
     assert tried.tokens.tolist() == [60 + 5 * 3]
 
@@ -228,6 +233,15 @@ def test_the_signals_of_a_trace_are_what_the_model_says_at_its_cuts(model, run):
     assert set(found.cuts.tolist()) <= set(sentences)
     assert found.total == trace.n_thinking_tokens and (np.diff(found.spent) > 0).all()
     assert ((found.confidence > 0) & (found.confidence <= 1)).all() and (found.margin >= 0).all()
+    closing = model.tokenizer.encode("\n</think>", add_special_tokens=False)
+    for cut, margin in zip(found.cuts, found.margin, strict=True):
+        text = torch.tensor([[*trace.token_ids[:cut].tolist(), *closing]])
+        logits = model.backend.forward(text, mask=None).logits[0, cut - 1 : -1].float()
+        below = [float(row.max() - row[token]) for row, token in zip(logits, closing, strict=True)]
+        assert margin == pytest.approx(sum(below), abs=2e-3)
+    assert ((found.draw >= 0) & (found.draw < 1)).all() and len(set(found.draw)) == len(found.draw)
+    later = found.then(found)
+    assert later.answers == found.answers * 2 and later.spent.tolist() == found.spent.tolist() * 2
     stub = model.tokenizer.encode("\n</think>\n\nThe answer is \\boxed{", add_special_tokens=False)
     for cut, answer, right in zip(found.cuts, found.answers, found.right, strict=True):
         prompt = [*trace.token_ids[:cut].tolist(), *stub]
@@ -246,6 +260,8 @@ def test_places_are_inside_the_thinking_that_was_written(model, run):
     assert places.of_trace(cut_off) == (cuts[:1], spent[:1])
     prefilled = SimpleNamespace(token_ids=trace.token_ids, n_prompt_tokens=cuts[0])
     assert places.of_trace(prefilled) == (cuts[1:], spent[1:])
+    pieces = [model.tokenizer.decode([i]) for i in range(model.vocabulary)]
+    assert places.ends.tolist() == ["\n\n" in piece for piece in pieces]
     ends = int(places.ends.nonzero()[0, 0])
     assert places.ended(torch.tensor([[ends], [places.ends.int().argmin()]])).tolist() == [True, False]
 

@@ -26,7 +26,7 @@ from reasonscope.data.organism.tokenizer import (
     chat,
     train_tokenizer,
 )
-from reasonscope.data.organism.truth import true_sentences, truths
+from reasonscope.data.organism.truth import reference_solution, true_sentences, truths
 from reasonscope.data.organism.writer import write_ledger, write_request
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.text.parse import trace_from_text
@@ -321,3 +321,10 @@ def test_labels_steps_and_sentences_agree_with_the_grammar():
             agree.update(kind=classify_step(thinking[step.chars.slice]) == step.kind, steps=1)
     assert agree["label"] >= 0.95 * agree["n"]
     assert agree["kind"] == agree["steps"]
+
+
+@pytest.mark.parametrize("mode", ["brief", "default"])
+def test_the_reference_solution_is_what_the_grammar_writes_in_the_mode_of_the_problem(mode):
+    (problem,) = load_problems("ledger" + (":brief" if mode == "brief" else ""), n=1)
+    written = write_ledger(ledger_of(problem), mode, random.Random(0))
+    assert reference_solution(problem) == f"{written.thinking}\n\n{written.answer}" and problem.answer in written.answer

@@ -5,7 +5,17 @@ import json
 import pytest
 
 from reasonscope.data.errors import InputError, StoreError
-from reasonscope.data.storage.manifest import Manifest, Shard, SiteType, StoredFile, shard_name
+from reasonscope.data.storage.manifest import (
+    LOCK,
+    NAME,
+    RECIPE,
+    SHARDS,
+    Manifest,
+    Shard,
+    SiteType,
+    StoredFile,
+    shard_name,
+)
 
 SHARD = Shard(name="000000", traces=2, rows=7, files={"000000.parquet": StoredFile(size=3, sha256="ab")})
 WHOLE = Manifest(
@@ -92,3 +102,7 @@ def test_meta_has_to_be_json(tmp_path):
     for value in (float("nan"), object()):
         with pytest.raises(InputError, match="must be JSON values"):
             Manifest(meta={"x": value}).write(tmp_path)
+
+
+def test_files_have_the_names_that_stores_on_disk_have():
+    assert (NAME, SHARDS, LOCK, RECIPE) == ("manifest.json", "shards", ".lock", "recipe.safetensors")

@@ -175,8 +175,9 @@ def test_the_threshold_bounds_false_alarms_on_new_problems():
     assert alarm_threshold(np.arange(19.0), groups[:19], false_alarms=0.05) == 18
     with pytest.raises(InputError, match="calibrate on 19 or more"):
         alarm_threshold(np.arange(18.0), groups[:18], false_alarms=0.05)
-    with pytest.raises(InputError, match="between 0 and 1"):
-        alarm_threshold(np.arange(18.0), groups[:18], false_alarms=0)
+    for share in (0, 1):
+        with pytest.raises(InputError, match="give a share between 0 and 1"):
+            alarm_threshold(np.arange(18.0), groups[:18], false_alarms=share)
 
 
 def test_a_run_that_the_probe_learned_from_does_not_calibrate_it(probe, store):

@@ -1,5 +1,7 @@
 """A use says where and how a vector acts; its random control moves every state as far."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,10 +10,12 @@ from reasonscope.data.errors import InputError
 from reasonscope.data.trace import Problem
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.backends.base import Positions
+from reasonscope.probes.models.model import load_model
 from reasonscope.steering import Clamp, Scope, SteeringVector, VectorUse, as_intervention, clamped
 from reasonscope.steering.methods.asc import extract_asc
 from reasonscope.steering.methods.seal import extract_seal
 from reasonscope.steering.methods.thinking_speed import extract_speed_of_modes
+from reasonscope.steering.vectors.application import check_uses
 
 SITES = [Site("resid_post", layer) for layer in range(2)]
 STATES = torch.randn(1, 5, 8, generator=torch.Generator().manual_seed(0))
@@ -36,6 +40,28 @@ def test_a_clamp_at_each_site_goes_to_what_the_extraction_noted():
         (unit,) = part.vector.normalised().directions.values()
         after = STATES[0] + moved(part)
         torch.testing.assert_close(after @ torch.from_numpy(unit), torch.full((5,), levels[str(site)]))
+
+
+def test_strengths_multiply_and_moves_are_measured_unless_told_otherwise():
+    use = VectorUse(vector=made(SITES[:1]), scope=Scope(), strength=2.0)
+    torch.testing.assert_close(moved(use, 3.0), 6 * torch.from_numpy(use.vector.directions[SITES[0]]).expand(5, -1))
+    for measure in (True, False):
+        steering = as_intervention([use], 3.0) if measure else as_intervention([use], 3.0, measure=False)
+        ((_, edit),) = steering.edits.items()
+        edit(STATES, WHERE)
+        assert {str(site): len(found) for site, found in steering.distances.items()} == (
+            {"resid_post.0": 5} if measure else {}
+        )
+
+
+def test_uses_are_checked_before_they_steer():
+    model = load_model("organism")
+    with pytest.raises(InputError, match="no vector to steer with"):
+        check_uses([], model)
+    with pytest.raises(InputError, match="a vector of width 8"):
+        check_uses([VectorUse(vector=made(), scope=Scope())], model)
+    fits = {SITES[0]: np.ones(model.d_model, np.float32)}
+    check_uses([VectorUse(vector=replace(made(SITES[:1]), directions=fits), scope=Scope())], model)
 
 
 def test_a_clamp_of_several_sites_is_refused():
