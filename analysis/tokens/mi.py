@@ -122,7 +122,7 @@ def mi_of_trace(
         not independent).
 
     Raises:
-        InputError: For fewer than 4 tokens, or activations that do not fit.
+        InputError: For activations that do not fit. Fewer than 4 tokens give an undefined result.
 
     Departures: all tokens of the thinking, not the first 512 generated ones; both definitions of a peak.
 

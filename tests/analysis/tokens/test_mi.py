@@ -8,6 +8,7 @@ import pytest
 
 from reasonscope.analysis.tokens import thinking_tokens
 from reasonscope.analysis.tokens.mi import (
+    LEAST_OTHERS,
     comparison,
     emitting_rows,
     find_peaks,
@@ -60,6 +61,27 @@ def test_peaks_are_those_of_definition_2_and_the_k_highest():
     values = np.array([1.0, 2, 3, 4, 5, 30])
     assert np.flatnonzero(find_peaks(values)).tolist() == [5]
     assert np.flatnonzero(top_k(values, 2)).tolist() == [4, 5]
+
+
+@pytest.mark.parametrize(
+    ("n", "null"), [(LEAST_OTHERS - 1, "permuted coordinates"), (LEAST_OTHERS, "answers of other problems")]
+)
+def test_the_null_is_of_other_answers_if_there_are_enough(traces, n, null):
+    trace, rng = traces[0], np.random.default_rng(0)
+    hidden = {"resid_post.1": rng.standard_normal((len(trace.token_ids) - 1, 16))}
+    others = [{"resid_post.1": rng.standard_normal(16)} for _ in range(n)]
+    found = mi_of_trace(
+        trace, hidden, {"resid_post.1": rng.standard_normal(16)}, sentences=sentences(trace), others=others
+    )
+    assert found.null.what.startswith(null)
+
+
+def test_three_tokens_have_no_quartiles():
+    trace = SimpleNamespace(
+        id="t", state="closed", n_prompt_tokens=4, token_ids=np.arange(9), thinking_positions=np.array([4, 5, 6])
+    )
+    found = mi_of_trace(trace, {}, {}, sentences=[])
+    assert found.state == "undefined" and found.reason == "3 tokens; quartiles need at least 4"
 
 
 def test_a_token_that_carries_the_answer_peaks_above_its_null(traces):

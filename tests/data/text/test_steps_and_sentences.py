@@ -7,7 +7,14 @@ from tokenizers import Tokenizer
 
 from reasonscope.data.errors import InputError
 from reasonscope.data.text.parse import build_trace, find_regions, regions_over_tokens, trace_from_text
-from reasonscope.data.text.steps_and_sentences import classify_step, seal_steps, sentences, separator_token_ids, steps
+from reasonscope.data.text.steps_and_sentences import (
+    classify_step,
+    seal_steps,
+    sentence_of_each,
+    sentences,
+    separator_token_ids,
+    steps,
+)
 from reasonscope.data.trace import Problem, Trace
 
 CASES = json.loads((Path(__file__).parents[2] / "golden" / "seal_segmentation.json").read_text())["cases"]
@@ -139,3 +146,17 @@ def test_a_blank_line_of_two_tokens_separates_steps():
     trace = _trace_of_pieces(["Q", "<think>", "a.", "\n", "\n", "Wait", ".", "\n", "b", "</think>", "c"])
     assert [(step.text, step.kind) for step in steps(trace)] == [("Wait.\nb", "reflection")]
     assert steps(trace, variant="published") == []
+
+
+def test_each_token_belongs_to_the_last_sentence_that_has_begun(tokenizer):
+    found = sentences(_trace(tokenizer, "Add 2 and 3. It is 5. Done.\n</think>\n\n5"))
+    owners = sentence_of_each(found, found[-1].tokens.stop)
+    assert len(found) == 3 and set(owners[: found[0].tokens.start]) <= {-1}
+    for sentence in found:
+        assert set(owners[sentence.tokens.slice]) == {sentence.index}
+
+
+def test_the_published_steps_are_of_the_first_block_alone(tokenizer):
+    trace = _trace(tokenizer, "One.\n\nTwo.\n</think>\n\nSo. <think>\nThree.\n\nFour.\n</think>\n\n4")
+    assert len(trace.thinking_blocks) == 2
+    assert len(steps(trace, variant="published")) < len(steps(trace))

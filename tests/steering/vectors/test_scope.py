@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from reasonscope.data.errors import InputError
+from reasonscope.probes.models.model import load_model
 from reasonscope.steering import Scope
 from reasonscope.steering.vectors.token_regions import ThinkTokenIds
 
@@ -150,3 +151,12 @@ def test_a_blank_line_of_two_tokens_opens_a_step():
     assert scope.mask(ids)[0].nonzero()[:, 0].tolist() == [3, 8]
     assert torch.equal(scope.mask(ids, last=1), scope.mask(ids)[:, -1:])
     assert not Scope(steps="separators", marks=marks, variant="published").mask(ids).any()
+
+
+def test_the_thinking_may_be_edited_everywhere_or_at_its_separators():
+    model = load_model("organism")
+    assert (Scope.thinking(model).on, Scope.thinking(model).steps) == ("think", None)
+    assert (Scope.thinking(model, at_separators=True).on, Scope.thinking(model, at_separators=True).steps) == (
+        "think",
+        "separators",
+    )
