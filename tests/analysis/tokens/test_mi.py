@@ -81,7 +81,7 @@ def test_three_tokens_have_no_quartiles():
         id="t", state="closed", n_prompt_tokens=4, token_ids=np.arange(9), thinking_positions=np.array([4, 5, 6])
     )
     found = mi_of_trace(trace, {}, {}, sentences=[])
-    assert found.state == "undefined" and found.reason == "3 tokens; quartiles need at least 4"
+    assert not found.measured and found.reason == "3 tokens; quartiles need at least 4"
 
 
 def test_a_token_that_carries_the_answer_peaks_above_its_null(traces):

@@ -73,6 +73,47 @@ def test_pairs_part_where_their_tokens_first_differ_and_differences_are_paired(r
     assert summary.quotes[0][0].endswith(f"⟨{first.plain} | {first.steered}⟩")
 
 
+def test_the_table_names_its_columns_and_says_how_many_traces_both_runs_have(runs):
+    summary = compare_runs(*opened(runs), results=(runs, runs)).summary()
+    assert summary.columns == ("measure", "plain", "steered", "difference", "by chance", "n")
+    assert not any("are in both runs" in note for note in summary.notes)
+
+
+def test_traces_that_are_alike_do_not_part_and_one_may_end_before_the_other(tmp_path, tokenizer):
+    texts = {"plain": ["a b", "same"], "steered": ["a b c d", "same", "more"]}
+    for run, completions in texts.items():
+        traces = [
+            trace_from_text(
+                id=f"p{i}/0",
+                problem=Problem(id=f"p{i}", prompt="q"),
+                prompt="q<think>\n",
+                completion=text,
+                tokenizer=tokenizer,
+            )
+            for i, text in enumerate(completions)
+        ]
+        with TraceStore.create(tmp_path / run / "store") as store:
+            store.append(traces, {})
+    found = compare_runs(*opened(tmp_path), results=(tmp_path, tmp_path))
+    shorter, alike = found.partings
+    assert alike.token is None and alike.id == "p1/0" and shorter.plain == "(ends)" and shorter.steered.startswith("c")
+    assert "1 of 2 traces part" in found.summary().finding
+    assert "2 traces are in both runs (of 2 and 3)." in found.notes
+
+
+def test_without_thinking_the_tokens_of_the_completions_are_compared(tmp_path, tokenizer):
+    for run, text in (("plain", "a b c d"), ("steered", "a b")):
+        trace = trace_from_text(
+            id="p/0", problem=Problem(id="p", prompt="q"), prompt="q", completion=text, tokenizer=tokenizer
+        )
+        with TraceStore.create(tmp_path / run / "store") as store:
+            store.append([trace], {})
+    assert (
+        "tokens of the completions by −"
+        in compare_runs(*opened(tmp_path), results=(tmp_path, tmp_path)).summary().finding
+    )
+
+
 def test_what_cannot_be_compared_is_said(runs, tokenizer):
     plain, steered = opened(runs)
     nowhere = runs / "nowhere"
