@@ -311,7 +311,12 @@ class TraceMaker:
         """Without a model: roles before contents, and the reasoning between tags."""
         said, tags = turn.said, self._tags
         thought = said.reasoning.strip()
-        if not thought:
+        if not thought and self._found_by(said).tags == GPT_OSS:
+            completion = re.sub(
+                r"<\|(?:return|call|end)\|>\s*$", "", said.with_calls
+            )  # what ends a turn, not a word of it
+            fields = {**fields, "finish_reason": "stop"} if completion != said.with_calls else fields
+        elif not thought:
             completion = said.with_calls
         elif _cut_off(turn):
             completion = f"{tags.open}\n{thought}"

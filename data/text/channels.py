@@ -1,6 +1,7 @@
 """The channels of gpt-oss: `analysis` is the thinking, `final` the answer, and `commentary` calls tools or speaks to the user.
 
-openai-harmony parses the same markers into messages, but drops their place in the text, and fetches its vocabulary from the net.
+openai-harmony parses the same markers into messages, but drops their place in the text, and fetches its vocabulary from the net. On 4,000
+random turns of its own rendering, cut anywhere, both find the same thoughts (docs/log.md).
 """
 
 import re
@@ -11,7 +12,7 @@ from reasonscope.data.text.think_tags import GPT_OSS, FoundThinking, regions_fro
 from reasonscope.data.trace import Span
 
 _HEADER = re.compile(
-    r"(?:<\|start\|>assistant(?: to=[^<]*)?)?<\|channel\|>(?P<channel>\w+)(?P<rest>[^<]*)(?:<\|constrain\|>[^<]*)?<\|message\|>"
+    r"(?:<\|start\|>assistant)?(?P<to> to=[^<]*)?<\|channel\|>(?P<channel>\w+)(?P<rest>[^<]*)(?:<\|constrain\|>[^<]*)?<\|message\|>"
 )
 _END = re.compile(r"<\|(?:end|return|call|start|channel)\|>")
 _TURN = "<|start|>assistant"
@@ -28,6 +29,7 @@ class _Part:
     thinks: bool
     begin: int
     content: Span
+    ended: bool
 
 
 def find_channels(text: str, prompt_stop: int) -> FoundThinking:
@@ -51,11 +53,13 @@ def find_channels(text: str, prompt_stop: int) -> FoundThinking:
     )
 
 
-def _cut_off(thoughts: Sequence[_Part], stop: int) -> FoundThinking:
-    """Thinking that goes on to the end of the text."""
-    regions = regions_from(thoughts[0].begin, _first(thoughts).content.start, stop, stop, stop)
+def _cut_off(thoughts: Sequence[_Part], end: int) -> FoundThinking:
+    """Thinking that goes on to the end of the text, or up to a marker after which nothing was written."""
+    last = thoughts[-1]
+    stop = last.content.stop if last.ended else end
+    regions = regions_from(thoughts[0].begin, min(_first(thoughts).content.start, stop), stop, end, end)
     earlier = [part.content for part in thoughts[:-1] if len(part.content)]
-    blocks = (*earlier, Span(thoughts[-1].content.start, stop))
+    blocks = (*earlier, Span(last.content.start, stop))
     return FoundThinking(regions=regions, state="truncated", blocks=blocks)
 
 
@@ -86,8 +90,9 @@ def _parts(text: str, start: int) -> list[_Part]:
         body = text[header.end() : end.start() if end else len(text)]
         begin = header.end() + len(body) - len(body.lstrip())
         stop = max(begin, header.end() + len(body.rstrip()))
-        thinks = header["channel"] == "analysis" and " to=" not in header["rest"]
-        found.append(_Part(thinks=thinks, begin=header.start(), content=Span(begin, stop)))
+        # Tools of its own, such as python, gpt-oss calls in its analysis: what they are sent is not thinking.
+        thinks = header["channel"] == "analysis" and not header["to"] and " to=" not in header["rest"]
+        found.append(_Part(thinks=thinks, begin=header.start(), content=Span(begin, stop), ended=end is not None))
     return found
 
 

@@ -129,7 +129,7 @@ class _Pooled(nn.Module):
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         # Heads begin by attending to what they value. From queries of 0, a probe could not leave a mean that tells nothing.
-        start = torch.randn(width, 1, _HEADS, generator=generator) / width**0.5
+        start = torch.randn(width, 1, _HEADS, generator=generator) / width**0.5 / _HEADS
         self.kind = kind
         # All targets begin alike, true and shuffled ones.
         self.values = nn.Parameter(start.repeat(1, n_targets, 1))
@@ -146,6 +146,13 @@ class _Pooled(nn.Module):
             pooled = (logits.softmax(dim=1) * read).sum(dim=1)
         logits_of_rows: Tensor = pooled.sum(dim=-1).T + self.intercept[:, None]
         return logits_of_rows
+
+    def centre(self, states: Tensor, mask: Tensor, truth: Tensor, *, binary: bool) -> None:
+        """Begin at the mean of the targets: the highest of many tokens is far above 0, and the intercept would be long on its way."""
+        with torch.no_grad():
+            mean = truth.mean(dim=1)
+            base = torch.logit(mean.clamp(0.01, 0.99)) if binary else mean
+            self.intercept += base - self(states, mask).mean(dim=1)
 
     def penalty(self) -> Tensor:
         """Squared length of the weights of each target, summed over targets."""
@@ -212,6 +219,7 @@ class _Search:
         y, rows = self.targets[:, list(of)], torch.from_numpy(train)
         torch.manual_seed(self.seed)
         probes = _Pooled(self.kind, spans.states.shape[2], len(of), self.seed)
+        probes.centre(spans.states[rows], spans.mask[rows], y[rows].T, binary=self.task == "binary")
         optimiser = torch.optim.Adam(probes.parameters(), lr=min(_RATE, _RATE_OF_ALL / spans.states.shape[2]))
         states, mask, truth = spans.states[rows], spans.mask[rows], y[rows].T
         kept: list[_Pooled] = []

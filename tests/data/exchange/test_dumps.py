@@ -780,6 +780,14 @@ def test_tags_of_every_known_family_are_found_in_the_text(tmp_path, text):
     assert mention.state == "absent"
 
 
+@pytest.mark.parametrize("end", ["<|return|>", "<|call|>", ""])
+def test_the_marker_that_ends_a_turn_of_gpt_oss_is_not_in_its_answer(end, tmp_path):
+    text = f"<|channel|>analysis<|message|>{THOUGHT}<|end|><|start|>assistant<|channel|>final<|message|>{ANSWER}{end}"
+    (trace,) = read(tmp_path, {"prompt": "3 + 4?", "completion": text}).traces
+    assert (trace.thinking, trace.answer_text) == (THOUGHT, ANSWER)
+    assert trace.finish_reason == ("stop" if end else "unknown")
+
+
 def test_a_picture_leaves_a_mark_in_the_prompt(tmp_path):
     seen = {
         "role": "user",

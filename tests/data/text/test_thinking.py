@@ -152,6 +152,21 @@ def test_a_second_analysis_channel_is_thinking_and_the_call_between_is_not():
     assert read("hi", "<|start|>assistant" + GPT_OSS.open + GPT_OSS.close, thinking=CHANNELS).state == "empty"
 
 
+def test_a_tool_that_is_called_in_the_analysis_is_no_thought():
+    call = " to=python<|channel|>analysis code<|message|>print(3 + 4)<|call|>"
+    for before, thinking in (
+        ("<|channel|>analysis<|message|>I run it.<|end|><|start|>assistant", "I run it."),
+        ("", ""),
+    ):
+        trace = read(before + call, "<|start|>assistant", thinking=CHANNELS)
+        assert "".join(trace.text[span.slice] for span in trace.thinking_spans) == thinking
+
+
+def test_analysis_that_ends_and_is_all_there_is_has_no_marker_in_it():
+    trace = read("<|channel|>analysis<|message|>So 7.<|end|>", "<|start|>assistant", thinking=CHANNELS)
+    assert (trace.state, trace.thinking, trace.answer_text) == ("truncated", "So 7.", "")
+
+
 @pytest.mark.parametrize(
     ("completion", "thinking", "answer", "final", "rule"),
     [
