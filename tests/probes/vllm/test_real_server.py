@@ -23,8 +23,10 @@ from reasonscope.probes.models.model import load_model
 from reasonscope.probes.models.prompting import load_prompting
 from reasonscope.probes.vllm.writer import vllm_writer
 from reasonscope.steering.decoding.monitor import ProbeMonitor
+from reasonscope.steering.engine.arms import EngineArms
 from reasonscope.steering.engine.in_engine import in_engine
 from reasonscope.steering.engine.monitor import EngineMonitor
+from reasonscope.steering.experiments.experiment import SteeringExperiment
 from reasonscope.steering.recipes.controls import exit_part
 from reasonscope.steering.recipes.recipe import Recipe, RecipePart
 from reasonscope.steering.vectors.vector import SteeringVector
@@ -97,6 +99,26 @@ def test_steered_tokens(model, bare, how, prompts, scope):
     assert [one.token_ids.tolist() for one in done] == [one.token_ids.tolist() for one in ours]
 
 
+def test_arms_of_an_experiment(model, how):
+    drawn = np.random.default_rng(0).standard_normal(model.d_model).astype(np.float32)
+    vector = SteeringVector(
+        directions={Site("resid_post", model.n_layers // 2): drawn * 4}, method="random", provenance={}
+    )
+    recipes = [
+        Recipe(name=str(scope), parts=(RecipePart(vector=vector, scope=scope),))
+        for scope in ({}, {"generation_window": (0, None)})
+    ]
+    found, ours = (
+        SteeringExperiment(model, PROBLEMS[:4], GREEDY, writer=writer).run_all(
+            [recipe.condition(model, multiplier=by) for recipe in recipes for by in (1.0, -1.0)]
+        )
+        for writer in (EngineArms(url=ADDRESS, how={"served_as": how["served_as"]}), None)
+    )
+    for one, other in zip(found, ours, strict=True):
+        assert [t.token_ids.tolist() for t in one.traces] == [t.token_ids.tolist() for t in other.traces]
+        assert one.n_edited == other.n_edited and one.distances == pytest.approx(other.distances, rel=1e-4)
+
+
 def test_attention_that_is_reduced_there(model, bare, how, prompts):
     ids = [token for prompt in prompts[:4] for token in prompt]
     found, expected = (
@@ -109,7 +131,7 @@ def test_attention_that_is_reduced_there(model, bare, how, prompts):
 
 def test_monitors_and_exit_rules(model, bare, how, tmp_path):
     probe = LinearProbe(
-        coef=np.random.default_rng(0).standard_normal(model.d_model) / 500, intercept=0.0, site=Site("resid_post", 5),
+        coef=np.random.default_rng(0).standard_normal(model.d_model) / 500, intercept=0.0, site=Site("resid_post", model.n_layers // 6),
         task="binary", method="test", model=model.fingerprint, provenance={},
     )  # fmt: skip
     there, here = (
