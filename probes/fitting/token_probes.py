@@ -152,7 +152,7 @@ class _Pooled(nn.Module):
         with torch.no_grad():
             mean = truth.mean(dim=1)
             base = torch.logit(mean.clamp(0.01, 0.99)) if binary else mean
-            self.intercept += base - self(states, mask).mean(dim=1)
+            self.intercept.add_(base - self(states, mask).mean(dim=1))
 
     def penalty(self) -> Tensor:
         """Squared length of the weights of each target, summed over targets."""
