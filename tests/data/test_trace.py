@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from reasonscope.data.errors import InputError
+from reasonscope.data.text.parse import trace_from_text
 from reasonscope.data.trace import Message, Problem, Regions, Sampling, Span, Trace
 
 
@@ -96,3 +97,33 @@ def test_a_trace_may_be_all_prompt_or_all_generated(trace):
 def test_regions_leave_no_gap_and_do_not_overlap(trace, change):
     with pytest.raises(InputError, match="leave a gap or overlap"):
         replace(trace.chars, **change)
+
+
+def test_what_penalises_and_what_could_not_be_decided_is_said(tokenizer):
+    assert not Sampling().penalises
+    assert Sampling(repetition_penalty=1.1).penalises and Sampling(presence_penalty=0.5).penalises
+    trace = trace_from_text(
+        id="t",
+        problem=Problem(id="p", prompt="q", answer="7"),
+        prompt="q<think>\n",
+        completion="7\n</think>\n\n\\boxed{7}",
+        tokenizer=tokenizer,
+    )
+    assert trace.correct and not trace.undecided and replace(trace, correct=None).undecided
+    assert not replace(trace, correct=None, problem=replace(trace.problem, answer=None)).undecided
+
+
+def test_one_block_of_thinking_is_its_only_one_and_two_leave_a_gap(tokenizer):
+    def of(completion):
+        return trace_from_text(
+            id="t", problem=Problem(id="p", prompt="q"), prompt="q<think>\n", completion=completion, tokenizer=tokenizer
+        )
+
+    one = of("a b\n</think>\n\n7")
+    assert one.thinking_spans == (one.chars.thinking,) and one.thinking_blocks == (one.tokens.thinking,)
+    values = np.arange(float(len(one.token_ids)))
+    np.testing.assert_array_equal(one.only_thinking(values), values[one.tokens.thinking.slice])
+    two = of("a b\n</think>\n\nSo <think>\nc d\n</think>\n\n7")
+    assert len(two.thinking_spans) == len(two.thinking_blocks) == 2
+    shown = two.only_thinking(np.ones(len(two.token_ids)))
+    assert np.isnan(shown).sum() == len(two.tokens.thinking) - two.n_thinking_tokens > 0

@@ -3,7 +3,7 @@
 import pytest
 
 from reasonscope.data.errors import InputError, StoreError
-from reasonscope.data.storage.untrusted import check_fields, json_lines, parse_json, wrap_errors
+from reasonscope.data.storage.untrusted import check_fields, json_lines, parse_json, parse_yaml, wrap_errors
 
 
 @pytest.mark.parametrize("raw", ['{"a": [1, null]}', b'{"a": [1, null]}'])
@@ -70,3 +70,14 @@ def test_lines_are_read_with_the_places_to_name(tmp_path):
         next(lines)
     with pytest.raises(InputError, match="cannot be read"):
         next(json_lines(tmp_path))
+
+
+def test_yaml_is_read_without_aliases_and_objects():
+    assert parse_yaml("a: [1, {b: null}]", "plan.yaml") == {"a": [1, {"b": None}]}
+    for wrong, said in (
+        ("a: &x [1]\nb: *x", "the alias"),
+        ("a: !!python/name:os.system", "python/name"),
+        ("a: [", "flow"),
+    ):
+        with pytest.raises(InputError, match=f"(?s)cannot read the plan plan.yaml: .*{said}"):
+            parse_yaml(wrong, "plan.yaml")

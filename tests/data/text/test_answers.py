@@ -159,3 +159,7 @@ def test_without_a_process_nothing_is_decided_and_nothing_raised(monkeypatch):
 def test_a_choice_is_the_same_with_and_without_parentheses():
     assert equivalent("(B)", "B")
     assert not equivalent("(B)", "A")
+
+
+def test_a_choice_is_the_same_with_and_without_its_brackets():
+    assert equivalent("(b)", "b") and equivalent("B", "(b)") and not equivalent("(b)", "c")
