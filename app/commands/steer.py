@@ -480,8 +480,11 @@ def _exit(
     if made:
         files.append(f"recipes: {folder} ({', '.join(recipe.name for recipe in made)})")
     first = next((recipe.name for recipe in made if recipe.name == "exit-probe"), made[0].name if made else None)
+    source = quote(str(model or (store.meta.get("model") or {}).get("name") or "MODEL"))
     following = (
-        f"reasonscope record --steer {folder / first}{SUFFIX} --out stopped" if first else f"reasonscope app {run}"
+        f"reasonscope record --model {source} --problems PROBLEMS --steer {folder / first}{SUFFIX} --out stopped"
+        if first
+        else f"reasonscope app {run}"
     )
     summary = exit_summary(study, tolerance=float(tolerance.value), files=files, next_command=following)
     show_summary(summary, numbers, json_)

@@ -127,7 +127,8 @@ def generate(
         write: Edits by site, as `Backend.passes` takes them.
         on_step: Called before each forward pass.
         processors: Called one after the other with the tokens so far (batch, token), left-padded, and the logits (batch, vocab)
-            before the temperature, as in `generate` of Hugging Face. Finished sequences are left out.
+            before the temperature, as in `generate` of Hugging Face. Finished sequences are left out. One whose attribute `idle` is true
+            is passed over at that step.
         past: Keys and values of the first columns of the left-padded prompts, which are then neither fed, read nor edited.
 
     Returns:
@@ -303,6 +304,7 @@ class _Decoding:
         self._padding = [self._width - len(prompt) for prompt in prompts]
         self.rows = torch.arange(len(prompts), device=device)
         self._written, mask = left_padded(prompts, device)
+        self._newest: list[Tensor] = []  # (row, 1) each, not yet part of `_written`
         self.feed = self._written[:, past.columns if past else 0 :]
         # Without padding nothing is masked, and kernels are faster without a mask.
         self._mask = torch.cat([mask, mask.new_ones(len(prompts), self.longest)], dim=1) if any(self._padding) else None
@@ -328,13 +330,14 @@ class _Decoding:
         with torch.no_grad():
             logits = out.logits[:, -1].to(self.rows.device)
             for processor in processors:
-                logits = processor(cast(torch.LongTensor, self._written), logits)
+                if not getattr(processor, "idle", False):
+                    logits = processor(cast(torch.LongTensor, self._all_written()), logits)
             if self._penalties is not None:
                 logits = self._penalties.apply(logits)
             token, logprob, entropy = sample(logits, self._sampling, self._uniform[:, index])
         self.feed = token[:, None]
         if processors:
-            self._written = torch.cat([self._written, self.feed], dim=1)
+            self._newest.append(self.feed)
         self._chosen.append(self.rows, {"ids": self.feed, "logprobs": logprob[:, None], "entropies": entropy[:, None]})
         if self._penalties is not None:
             self._penalties.add(self.feed)
@@ -346,9 +349,16 @@ class _Decoding:
             self._stopped.update(self.rows[stopped].tolist())
             self._keep(~ended)
 
+    def _all_written(self) -> Tensor:
+        """What was read and written (row, token), put together only if somebody asks: that costs as much as a probe."""
+        if self._newest:
+            self._written = torch.cat([self._written, *self._newest], dim=1)
+            self._newest.clear()
+        return self._written
+
     def _keep(self, going: Tensor) -> None:
         kept = going.nonzero()[:, 0]
-        self.rows, self.feed, self._written = self.rows[kept], self.feed[kept], self._written[kept]
+        self.rows, self.feed, self._written = self.rows[kept], self.feed[kept], self._all_written()[kept]
         self._limits, self._uniform = self._limits[kept], self._uniform[kept]
         if self._penalties is not None:
             self._penalties.keep(kept)

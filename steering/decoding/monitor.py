@@ -94,15 +94,15 @@ class ProbeMonitor:
         self._calibrated_on = frozenset(calibrated_on)
         self._coef = torch.from_numpy(probe.coef).float()[None]
         self.rows: list[int] = []
-        self._read: list[tuple[list[int], Tensor]] = []  # rows, and projections (row, token) of each pass
+        self._read: list[tuple[list[int], Tensor]] = []  # rows, and projections (row, token, 1) of each pass
         self._n_prompt: list[int] = []
         self.kept: dict[str, NDArray[np.float32]] = {}
         self.closed: list[str] = []
         self._stopping: _Stopping | None = None
-        self._bar = math.inf  # what a projection has to pass
+        self._bar = [math.inf]  # what a projection has to pass
         self._near = 0  # for how many more passes a score may be high
         if stop_above is not None:
-            self._bar, self._window = _bar(probe, stop_above), window
+            self._bar, self._window = [_bar(probe, stop_above)], window
             places = Places.of(model) if at == "paragraph" else None
             self._stopping = _Stopping(self, WrittenThinking.of(model), stop_above, window, closing, places)
 
@@ -166,7 +166,7 @@ class ProbeMonitor:
         found, missing = list[Tensor](), window
         for rows, values in reversed(self._read):
             mine = values if rows is self.rows else values[[rows.index(row) for row in self.rows]]
-            found.insert(0, mine[:, -missing:])
+            found.insert(0, mine[:, -missing:, 0])
             missing -= found[0].shape[1]
             if missing == 0:
                 break
@@ -186,7 +186,7 @@ class ProbeMonitor:
         """What was read, with all passes over the same rows in one tensor."""
         for _, passes in groupby(self._read, key=lambda one: id(one[0])):
             joined = list(passes)
-            yield joined[0][0], torch.cat([values for _, values in joined], dim=1)
+            yield joined[0][0], torch.cat([values for _, values in joined], dim=1)[..., 0]
 
     def _kept(self, whole: Sequence[NDArray[np.float32]]) -> list[int]:
         """How many of the scores of each row are not padding."""
@@ -198,10 +198,11 @@ class ProbeMonitor:
         if not self._read:
             self._begin(activation, where)
         states = activation.detach() if activation.requires_grad else activation
-        projections = functional.linear(states.float(), self._coef).squeeze(-1)  # `@` takes twice as long here
+        states = states if states.dtype == torch.float32 else states.float()
+        projections = functional.linear(states, self._coef)  # `@` takes twice as long here
         self._read.append((self.rows, projections))
         if self._stopping is not None:
-            highest = max(map(max, projections.tolist()))  # torch takes longer for so few
+            highest = max(map(max, projections.tolist()))  # a list of one number; torch takes longer for so few
             self._near = self._window if highest > self._bar else self._near - 1
 
     def _begin(self, activation: Tensor, where: Positions) -> None:
@@ -249,8 +250,13 @@ class _Stopping(LogitsProcessor):
         self.at: dict[int, int] = {}
         self._closing = Closing(self._thinking, self._ids)
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing closes and no score is high, as at most steps; `generate` then passes it over."""
+        return not self._closing and not self._monitor.may_pass
+
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        if not self._closing and not self._monitor.may_pass:
+        if self.idle:
             return scores
         rows, passed = self._monitor.rows, self._passed()
         written, may_stop = self._thinking.written(input_ids).tolist(), self._may_stop(input_ids)
