@@ -8,6 +8,7 @@ import pytest
 
 from reasonscope.analysis.studies.claims import (
     Comparison,
+    _inner,
     compare,
     comparison_summary,
     filled,
@@ -72,6 +73,9 @@ def test_a_table_is_filled_from_a_study_and_read_again(table, tmp_path):
 def test_what_a_study_lacks_stays_as_it_was(table, tmp_path):
     assert filled(table, "organism", tmp_path) == table
     assert findings_table(table).count("| – | not measured yet |") == 2
+    assert findings_table(table).splitlines()[1] == "| --- | --- | --- | --- | --- |"
+    assert _inner([5, 6], "1") == 6 and _inner([5, 6], "2") is None and _inner("56", "1") is None
+    assert _inner({"a of 3": 1, "a of 4": 2}, "*of 4") == 2
 
 
 def test_a_small_study_is_compared_number_by_number(table, tmp_path):
