@@ -37,7 +37,7 @@ TARGETS = {
     "data/storage/durable.py": ["tests/data/storage/test_durable.py", "tests/data/storage/test_store.py"],
     "data/exchange/export.py": ["tests/data/exchange/test_importers.py"],
     "data/storage/safetensors_file.py": ["tests/data/storage/test_safetensors_file.py"],
-    "data/exchange/importers.py": ["tests/data/exchange/test_importers.py"],
+    "data/exchange/importers.py": ["tests/data/exchange/test_importers.py", "tests/data/exchange/test_dumps.py"],
     "data/random_sets.py": ["tests/data/test_random_sets.py"],
     "data/intervals.py": ["tests/data/test_intervals.py", "tests/probes/evaluation/test_grouped_folds.py"],
     "data/text/sentence_labels.py": ["tests/data/text/test_sentence_labels.py"],
