@@ -8,7 +8,7 @@ import pytest
 from reasonscope.data.errors import InputError, StoreError
 from reasonscope.data.exchange.export import export_jsonl, export_parquet, export_thought_anchors
 from reasonscope.data.exchange.imported import Imported
-from reasonscope.data.exchange.importers import import_inspect, import_jsonl, import_thought_anchors
+from reasonscope.data.exchange.importers import import_inspect, import_jsonl, import_thought_anchors, import_traces
 from reasonscope.data.exchange.summaries import import_summary
 from reasonscope.data.storage.records import traces_of_table
 from reasonscope.data.text.parse import ThinkTags, trace_from_text
@@ -59,6 +59,23 @@ def test_thought_anchors_folders(tmp_path, tokenizer):
     assert all(len(s.tokens) and trace.text[s.chars.slice] == s.text for s in found)
     (alone,) = import_thought_anchors(tmp_path / "m" / "correct" / "problem_1")
     assert alone.id == "problem_1" and alone.meta["chunks"] == CHUNKS and len(published_sentences(alone)) == 2
+
+
+def test_a_published_folder_is_recognised_or_named(tmp_path, tokenizer):
+    folder = write_anchors(tmp_path / "p")
+    (folder / "chunks_resampled.json").write_text(json.dumps({"0": ["So.", "Then."]}))
+    for kind in ("auto", "thought-anchors"):
+        found = import_traces(folder, kind=kind, tokenizer=tokenizer)
+        assert [trace.id for trace in found.traces] == ["p"] and dict(found.kinds) == {"Thought Anchors": 1}
+        assert found.traces[0].meta["chunks_resampled"] == {"0": ["So.", "Then."]}
+    (tmp_path / "q").mkdir()
+    (tmp_path / "q" / "dump.jsonl").write_text(json.dumps({"prompt": "a", "completion": "<think>b</think>c"}))
+    assert len(import_traces(tmp_path / "q").traces) == 1
+    with pytest.raises(InputError, match=r"no base_solution\.json"):
+        import_traces(tmp_path / "q", kind="thought-anchors")
+    (folder / "chunks_resampled.json").write_text(json.dumps({"0": ["So.", 3]}))
+    with pytest.raises(InputError, match="each sentence needs a list of texts"):
+        import_traces(folder)
 
 
 def test_sentences_keep_counting_if_a_chunk_is_left_out(tmp_path):

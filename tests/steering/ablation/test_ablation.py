@@ -311,6 +311,9 @@ def test_traces_without_a_difficulty_are_on_neither_side_of_a_split():
 
     found = {name: rows.tolist() for name, rows in ablation_module._parts_of(traces(1.0, None, 3.0, 2.0))}
     assert found == {"difficulty up to 2": [0, 3], "difficulty above 2": [2]}
+    # Most are as hard as the hardest: the cut is below them, so that none of the parts is empty.
+    hardest = {name: rows.tolist() for name, rows in ablation_module._parts_of(traces(1.0, 3.0, 3.0, 2.0, 3.0))}
+    assert hardest == {"difficulty up to 2": [0, 3], "difficulty above 2": [1, 2, 4]}
     assert not dict(ablation_module._parts_of(traces(None, None))) and not dict(
         ablation_module._parts_of(traces(1.0, None, 1.0))
     )

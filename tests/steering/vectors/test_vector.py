@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 from reasonscope.data.errors import InputError, MissingExtraError, SiteError
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.steering import SteeringVector, cosine_table
+from reasonscope.steering.vectors.vector import covariance_matched
 
 SITE = Site("resid_post", 2)
 
@@ -212,3 +213,9 @@ def test_invalid_gguf_files_are_refused(vector, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(MissingExtraError, match=r"reasonscope\[gguf\]"):
         vector.save(tmp_path / "v.gguf")
+
+
+def test_states_too_large_for_a_length_are_refused():
+    huge = np.array([[1e300, -1e300], [-1e300, 1e300], [1e300, 1e300]])
+    with np.errstate(over="ignore"), pytest.raises(InputError, match="finite numbers"):
+        covariance_matched(huge, norm=1.0, seed=0)
