@@ -184,9 +184,7 @@ def ablation_effect(
     """
     if n_controls < 20:
         raise InputError(f"n_controls={n_controls}; at least 20 random ablations are needed")
-    read = [trace for trace in traces if len(trace.tokens.answer)]
-    if not read:
-        raise InputError(f"none of {len(traces)} traces has an answer; record with more tokens")
+    read = _answered(traces)
     readings, bank = _readings(model, ablation, read, n_controls=n_controls, n_matched=n_matched, seed=seed)
     measured, *chance = _measure(model, read, readings, bank, cells or Forgetful())
     if not measured.n_edited:
@@ -211,6 +209,19 @@ def ablation_effect(
         splits=_splits(read, measured, sets or moves, moves if drawn else [], counted),
         losses=measured.losses,
     )
+
+
+def _answered(traces: Sequence[Trace]) -> list[Trace]:
+    """The traces with an answer. Raises InputError unless they are of two groups of problems or more, as an interval needs."""
+    found = [trace for trace in traces if len(trace.tokens.answer)]
+    if not found:
+        raise InputError(f"none of {len(traces)} traces has an answer; record with more tokens")
+    if len({trace.problem.group for trace in found}) < 2:
+        raise InputError(
+            f"of {len(traces)} traces only {len(found)} have an answer, of one group of problems, which gives no interval; read more "
+            "traces, or record with more tokens"
+        )
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)

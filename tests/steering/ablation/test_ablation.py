@@ -144,7 +144,8 @@ def test_effects_are_compared_with_random_ones(model, traces):
 def test_a_head_like_any_other_is_rarely_significant(monkeypatch, n_heads):
     """Under a true null p ≤ .05 comes in at most 5 % of cases, and never where too few other heads exist."""
     rng, found = np.random.default_rng(n_heads), []
-    traces = [SimpleNamespace(tokens=SimpleNamespace(answer="answer", thinking="thinking"))]
+    parts = SimpleNamespace(answer="answer", thinking="thinking")
+    traces = [SimpleNamespace(tokens=parts, problem=SimpleNamespace(group=group)) for group in "ab"]
     blocks = [SimpleNamespace(n_heads=n_heads)] * 3
     model = SimpleNamespace(layout=SimpleNamespace(of_block=blocks, layers_with=lambda point: (0, 1, 2)))
     monkeypatch.setattr(ablation_module, "_splits", lambda *_: {})
@@ -200,6 +201,8 @@ def test_what_cannot_be_ablated_is_refused(model, traces):
         AblationIntervention(model, Ablation(name="x", mlps=(1,), how="mean"))
     with pytest.raises(InputError, match="at least 20"):
         ablation_effect(model, traces, Ablation(name="x", mlps=(1,)), n_controls=3)
+    with pytest.raises(InputError, match="of 1 traces only 1 have an answer, of one group of problems"):
+        ablation_effect(model, traces[:1], Ablation(name="x", mlps=(1,)))
     with pytest.raises(InputError, match="too few others"):
         ablation_effect(model, traces, Ablation(name="x", mlps=tuple(range(model.n_layers - 1))))
     with pytest.raises(InputError, match="edited nothing"):
