@@ -124,7 +124,7 @@ def inspect_samples(source: Path) -> Iterator[Row]:
         with zipfile.ZipFile(source) as archive:
             about = _inspect_header(archive, source)
             for name in sorted(archive.namelist()):
-                if not re.fullmatch(r"samples/.+\.json", name):
+                if not re.fullmatch(r"samples/.+\.json", name) or ".." in name.split("/"):
                     continue
                 raw = _member(archive, name, min(_LARGEST_SAMPLE, left))
                 if len(raw) > min(_LARGEST_SAMPLE, left):
