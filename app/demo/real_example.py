@@ -8,6 +8,7 @@ from reasonscope.analysis.results import file_name, result_path
 from reasonscope.app.demo.bundled import EXAMPLE
 from reasonscope.data.errors import InputError
 from reasonscope.data.storage.durable import make_folder
+from reasonscope.data.storage.manifest import LOCK
 from reasonscope.data.storage.run_folder import RunFolder, run_folder
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.trace import Trace
@@ -89,6 +90,7 @@ def _write_store(folder: Path, store: TraceStore, traces: Sequence[Trace]) -> No
     meta = {**store.meta, "note": _NOTE.format(n=len(traces), all=len(store))}
     with TraceStore.create(folder / "store", meta=meta, sites=[]) as part:
         part.append(list(traces), {})
+    (folder / "store" / LOCK).unlink()  # an empty file, which packages leave out
     if store.recipe is not None and store.recipe.exists() and part.recipe is not None:
         shutil.copy(store.recipe, part.recipe)
 

@@ -52,6 +52,7 @@ def test_the_same_problems_are_there_without_and_with_steering(made):
     assert set(steered.ids) < set(plain.ids) and steered.meta["steered"]["name"] == "seal-recipe"
     assert steered.check() == [] and plain.check() == []
     assert all((folder / "app" / name / "LICENSE-problems").read_text() == "MIT" for name in (REAL, STEERED))
+    assert not list((folder / "app").rglob(".lock"))
 
 
 def test_too_few_analysed_traces_and_too_many_bytes_are_errors(made, monkeypatch):
