@@ -5,6 +5,7 @@ do otherwise.
 """
 
 import base64
+import copy
 import json
 import pickle
 import secrets
@@ -44,6 +45,13 @@ class LogitsProcessor(torch.nn.Module):
 
     def forward(self, logits: torch.Tensor) -> torch.Tensor:
         return logits
+
+
+def served(hf: Any) -> Any:
+    """A copy of the model as vLLM has it, so that no client meets the server's hooks."""
+    found = copy.deepcopy(hf)
+    found.logits_processor = LogitsProcessor()
+    return found
 
 
 class Worker:
@@ -104,8 +112,8 @@ class Engine:
     """One model, one request at a time, greedy; prompts are read `chunk` tokens at a time."""
 
     def __init__(self, hf: Any, tokenizer: Any, folder: str, *, chunk: int = 7) -> None:
-        self.hf, self.tokenizer, self.chunk = hf, tokenizer, chunk
-        self.worker, self.lock = Worker(hf, folder), threading.Lock()
+        self.hf, self.tokenizer, self.chunk = served(hf), tokenizer, chunk
+        self.worker, self.lock = Worker(self.hf, folder), threading.Lock()
         self.lie, self.asked, self.kept = "", [], {}
         self.name, self.started = "m", 1000.0
         self.keep_at_most = 512
@@ -114,7 +122,6 @@ class Engine:
     def hooked(self) -> Any:
         """vllm-lens' hooks on every layer; their closures know the worker, as the real ones' do."""
         handles, worker = [], self.worker
-        self.hf.logits_processor = LogitsProcessor()
         for layer, block in enumerate(self.hf.model.layers):
 
             def after(_: Any, __: Any, output: Any, layer: int = layer) -> Any:
@@ -132,7 +139,6 @@ class Engine:
         finally:
             for handle in handles:
                 handle.remove()
-            del self.hf.logits_processor
 
     def _after(self, worker: Worker, layer: int, output: Any) -> Any:
         hidden = output[0] if isinstance(output, tuple) else output
