@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from reasonscope.analysis.results import Result
 from reasonscope.data.intervals import Estimate, mean_estimate
-from reasonscope.data.summary import Summary, in_hundredths, in_words
+from reasonscope.data.summary import Summary, in_hundredths, in_words, plural
 from reasonscope.data.trace import Trace
 
 # From the results of an analysis, and the traces that were analysed, to what they tell.
@@ -79,11 +79,6 @@ def over_traces(values: ArrayLike, groups: Sequence[str], *, shares: bool = True
         return Estimate(value=found.value, low=max(found.low, least), high=found.high)
     mean = float(known[kept].mean()) if kept.any() else float("nan")
     return Estimate(value=mean, low=float("nan"), high=float("nan"))
-
-
-def n_traces(n: int) -> str:
-    """`1 trace`, `6 traces`."""
-    return f"{n} trace" + ("" if n == 1 else "s")
 
 
 def times(n: int) -> str:
@@ -168,7 +163,7 @@ def _undefined_line(alike: Sequence[Result]) -> str:
     if len(traces) == 1:
         return f"Undefined ({first.method}) for {trace}: {first.reason}."
     example = "" if len(set(traces.values())) == 1 else f" {trace}:"
-    return f"Undefined ({first.method}) for {len(traces)} traces:{example} {first.reason}."
+    return f"Undefined ({first.method}) for {plural(len(traces), 'trace')}:{example} {first.reason}."
 
 
 def left_out(shown: int, of: int, what: str) -> list[str]:

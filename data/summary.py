@@ -58,6 +58,11 @@ def in_words(number: Estimate | float | int | None, digits: int = 3) -> str:
     return f"{number:.{digits}g}"
 
 
+def plural(n: int, thing: str) -> str:
+    """`1 trace`, `6 traces`, `1,024 tokens`."""
+    return f"{n:,} {thing}" + ("" if n == 1 else "s")
+
+
 def in_percent(number: Estimate | float) -> str:
     """A change in whole percent: `−27 % [−33, −21]`."""
     if isinstance(number, Estimate):

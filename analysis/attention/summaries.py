@@ -14,7 +14,6 @@ from reasonscope.analysis.wording import (
     head_named,
     mean_of,
     measured,
-    n_traces,
     null_at,
     over_traces,
     quoted,
@@ -28,7 +27,7 @@ from reasonscope.analysis.wording import (
 from reasonscope.data.arrays import Values
 from reasonscope.data.intervals import Estimate
 from reasonscope.data.sentence_cut import trace_sentences
-from reasonscope.data.summary import Summary, in_hundredths
+from reasonscope.data.summary import Summary, in_hundredths, plural
 from reasonscope.data.trace import Trace
 
 _METRICS = {
@@ -50,7 +49,7 @@ def _receivers_summary(results: Sequence[Result], traces: Sequence[Trace]) -> Su
     rows = [_receiver_row(found, head) for head in heads[:MOST_ROWS]]
     return Summary(
         finding=f"The heads that look at few sentences only are {', '.join(heads[:3])}; the kurtosis of {heads[0]} is {rows[0][1]} "
-        f"(uniform attention: {rows[0][2]}; {n_traces(told['n_traces'])})."
+        f"(uniform attention: {rows[0][2]}; {plural(told['n_traces'], 'trace')})."
         if heads
         else "No head after layer 0 has a kurtosis, so none can be called a receiver head.",
         columns=("receiver head", "kurtosis", "uniform attention", "attention on the first token"),
@@ -58,7 +57,7 @@ def _receivers_summary(results: Sequence[Result], traces: Sequence[Trace]) -> Su
         quotes=_received(measured(results, "receiver_scores"), traces),
         notes=[
             *_reliability(told["split_half_reliability"]),
-            *([f"{told['n_left_out']} traces have too few sentences."] if told["n_left_out"] else []),
+            *([f"With too few sentences: {plural(told['n_left_out'], 'trace')}."] if told["n_left_out"] else []),
         ],
     )
 

@@ -16,7 +16,6 @@ from reasonscope.analysis.wording import (
     labelled_sentence,
     left_out,
     measured,
-    n_traces,
     null_at,
     quoted,
     sentence_pairs,
@@ -28,7 +27,7 @@ from reasonscope.analysis.wording import (
     value_at,
 )
 from reasonscope.data.sentence_cut import trace_sentences
-from reasonscope.data.summary import Summary, in_hundredths
+from reasonscope.data.summary import Summary, in_hundredths, plural
 from reasonscope.data.trace import Trace
 
 _EXCHANGES = 200  # of base and reasoner, that the range is drawn from
@@ -53,7 +52,7 @@ def _cliff_summary(results: Sequence[Result], traces: Sequence[Trace]) -> Summar
     lowest = order[0]
     written = (
         f"Head {head_named(lowest)} lowers the refusal probe most at the end of the thinking ({short(value_at(writes, lowest))} {unit}, "
-        f"{n_traces(n)}), {side_of(float(writes.values[lowest]), *null_at(writes, lowest))} the range of random directions "
+        f"{plural(n, 'trace')}), {side_of(float(writes.values[lowest]), *null_at(writes, lowest))} the range of random directions "
         f"({span(*null_at(writes, lowest))})"
     )
     heads = [

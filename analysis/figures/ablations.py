@@ -12,6 +12,7 @@ from reasonscope.analysis.figures.results import points
 from reasonscope.analysis.figures.theme import BLUE, GREY, ORANGE, PURPLE, SHADE, Figure, panel_gap, short_label, styled
 from reasonscope.analysis.results import Result
 from reasonscope.data.arrays import Values
+from reasonscope.data.summary import plural
 
 # Of the logit difference: unrelated states often turn the answer round, and then a patch that does nothing is above them.
 LEAST_SHARE = 0.01
@@ -52,7 +53,7 @@ def _ablation_arms(result: Result) -> Figure:
     )  # fmt: skip
     figure.add_vline(x=0, line={"color": GREY, "width": 1, "dash": "dot"})
     n = len(result.numbers["traces"])
-    figure = styled(figure, f"What the answers lose without it ({n} traces)", "nats per answer token", "")
+    figure = styled(figure, f"What the answers lose without it ({plural(n, 'trace')})", "nats per answer token", "")
     figure.update_yaxes(tickvals=rows, ticktext=[short_label(name) for name in names], automargin=True)
     return figure.update_yaxes(range=[len(names) - 0.35, -0.5]).update_layout(height=240 + 70 * len(names))
 
@@ -109,7 +110,9 @@ def _sweep_lines(result: Result, name: str) -> Figure:
         error_y=_bars(result, at), hovertemplate=sweep["over"] + " %{x:g}<br>%{y:.4g} nats per token<extra></extra>",
     )  # fmt: skip
     n = len(result.numbers["traces"])
-    figure = styled(figure, f"{name}, by {sweep['over']} ({n} traces)", sweep["over"], "nats per answer token")
+    figure = styled(
+        figure, f"{name}, by {sweep['over']} ({plural(n, 'trace')})", sweep["over"], "nats per answer token"
+    )
     return figure.update_xaxes(tickvals=x) if len(x) <= 30 else figure
 
 

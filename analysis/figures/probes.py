@@ -13,6 +13,7 @@ from plotly.subplots import make_subplots
 
 from reasonscope.analysis.figures.theme import BLUE, GREY, Figure, colours_of, error_bars, styled
 from reasonscope.data.intervals import Estimate, wilson_interval
+from reasonscope.data.summary import plural
 
 if TYPE_CHECKING:  # their modules import torch, which the app avoids until a model is needed
     from reasonscope.probes.evaluation.metrics import Reliability
@@ -39,13 +40,13 @@ def _prediction(true: NDArray[np.float64], predicted: NDArray[np.float64], title
 
 def remaining_prediction(probe: RemainingReport) -> Figure:
     """Predicted against true remaining thinking tokens, on held-out problems."""
-    title = f"Remaining thinking tokens, at {len(probe.true)} places of {len(set(probe.traces))} traces"
+    title = f"Remaining thinking tokens, at {len(probe.true)} places of {plural(len(set(probe.traces)), 'trace')}"
     return _prediction(probe.true, probe.predicted, title, "tokens remaining", "a place in a held-out trace")
 
 
 def length_scores(probe: LengthReport) -> Figure:
     """Rank correlation of the probe and of each baseline with the true length, 95 % intervals."""
-    title = f"Length probe and baselines ({probe.n_groups} problems)"
+    title = f"Length probe and baselines ({plural(probe.n_groups, 'problem')})"
     scores = {"probe": probe.comparison.score, **probe.comparison.baselines}
     return probe_scores(scores, title=title, measure="Spearman correlation", chance=0.0)
 

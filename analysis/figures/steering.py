@@ -20,6 +20,7 @@ from reasonscope.analysis.figures.theme import (
     error_bars,
     styled,
 )
+from reasonscope.data.summary import plural
 
 if TYPE_CHECKING:  # their modules import torch
     from reasonscope.data.intervals import Estimate
@@ -50,7 +51,7 @@ def steering_plane(arms: Sequence[Arm]) -> Figure:
             error_x=error_bars([arm.tokens], colour),
             error_y=error_bars([arm.accuracy], colour),
         )
-    title = f"Effect of steering ({arms[0].n_problems} problems)"
+    title = f"Effect of steering ({plural(arms[0].n_problems, 'problem')})"
     return styled(figure, title, "mean thinking tokens", "accuracy").update_yaxes(rangemode="tozero")
 
 

@@ -13,7 +13,7 @@ from reasonscope.data.errors import InputError
 from reasonscope.data.intervals import Estimate, resample_groups
 from reasonscope.data.ranks import spearman
 from reasonscope.data.storage.store import TraceStore
-from reasonscope.data.summary import Summary
+from reasonscope.data.summary import Summary, plural
 from reasonscope.data.trace import Message, Problem, Trace
 from reasonscope.probes.evaluation.comparison import Comparison
 from reasonscope.probes.evaluation.grouped_folds import cluster_bootstrap
@@ -174,7 +174,7 @@ def remaining_figures(found: RemainingReport) -> dict[str, Figure]:
         "remaining_prediction": figures.remaining_prediction(found),
         "remaining_scores": figures.probe_scores(
             {"probe": found.comparison.score, **found.comparison.baselines},
-            title=f"Tokens remaining: the probe and its baselines ({found.n_groups} problems)",
+            title=f"Tokens remaining: the probe and its baselines ({plural(found.n_groups, 'problem')})",
             measure="Spearman correlation",
             chance=0.0,
         ),

@@ -19,7 +19,6 @@ from reasonscope.analysis.wording import (
     left_out,
     mean_of,
     measured,
-    n_traces,
     null_at,
     over_traces,
     short,
@@ -33,7 +32,7 @@ from reasonscope.analysis.wording import (
 from reasonscope.data.arrays import Values
 from reasonscope.data.intervals import Estimate
 from reasonscope.data.sentence_cut import trace_sentences
-from reasonscope.data.summary import Summary, in_hundredths
+from reasonscope.data.summary import Summary, in_hundredths, plural
 from reasonscope.data.text.align import token_strings
 from reasonscope.data.text.steps_and_sentences import sentence_of_each
 from reasonscope.data.trace import Trace
@@ -133,7 +132,7 @@ def _mi_compare_summary(results: Sequence[Result], traces: Sequence[Trace]) -> S
     low, high = null_at(found, (first,))
     return Summary(
         finding=f"The reasoner's {_COMPARED[labels[first]]} is {short(_size(change))} {direction} than its base model's on the "
-        f"same {n_traces(n[labels[first]])}, {side_of(change.value, low, high)} the range of exchanged models ({span(low, high)}).",
+        f"same {plural(n[labels[first]], 'trace')}, {side_of(change.value, low, high)} the range of exchanged models ({span(low, high)}).",
         columns=("number", "reasoner less base", "models exchanged", "traces"),
         rows=[
             [_COMPARED[label], short(value_at(found, (i,))), span(*null_at(found, (i,))), str(n[label])]

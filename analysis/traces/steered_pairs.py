@@ -14,7 +14,7 @@ from reasonscope.data.arrays import Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.intervals import Estimate
 from reasonscope.data.storage.store import TraceStore
-from reasonscope.data.summary import Summary, in_hundredths, in_percent, in_words
+from reasonscope.data.summary import Summary, in_hundredths, in_percent, in_words, plural
 from reasonscope.data.text.align import first_difference, token_strings
 from reasonscope.data.trace import Trace
 from reasonscope.probes.fitting.linear_probes import LinearProbe
@@ -262,7 +262,7 @@ def _notes(plain: TraceStore, steered: TraceStore, n: int) -> tuple[str, ...]:
     if different := sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)):
         notes.append(f"The runs differ in {', '.join(different)}, so that pairs do not share their draws.")
     if n < max(len(plain), len(steered)):
-        notes.append(f"{n} traces are in both runs (of {len(plain)} and {len(steered)}).")
+        notes.append(f"In both runs: {plural(n, 'trace')} (of {len(plain)} and {len(steered)}).")
     if "steered" not in steered.meta:
         notes.append(f"{_name(steered)} names no recipe: it was not recorded with --steer.")
     return tuple(notes)

@@ -16,7 +16,6 @@ from reasonscope.analysis.wording import (
     left_out,
     mean_of,
     measured,
-    n_traces,
     null_at,
     over_traces,
     quoted,
@@ -29,7 +28,7 @@ from reasonscope.analysis.wording import (
 )
 from reasonscope.data.intervals import Estimate
 from reasonscope.data.sentence_cut import trace_sentences
-from reasonscope.data.summary import Summary, in_hundredths, in_words
+from reasonscope.data.summary import Summary, in_hundredths, in_words, plural
 from reasonscope.data.trace import Trace
 
 _SIGNIFICANT = 0.05
@@ -135,7 +134,7 @@ def _agreement_notes(found: Sequence[Result]) -> list[str]:
     notes = [f"{agree} of {len(pairs)} pairs of signals agree beyond their place in the trace (Holm's p up to 0.05)."]
     notes += [f"Left out: {method}, {why}." for method, why in _left_out(found).items()]
     if len(found) > 1:
-        notes.append(f"The table is of {found[0].provenance['trace']}, the first of {n_traces(len(found))}.")
+        notes.append(f"The table is of {found[0].provenance['trace']}, the first of {plural(len(found), 'trace')}.")
     return notes
 
 

@@ -216,7 +216,7 @@ def _apply(
 ) -> None:
     """Score every token of every trace of a run with a saved probe, and write the scores to RUN/scores."""
     from reasonscope.data.storage.run_folder import run_folder
-    from reasonscope.data.summary import Summary
+    from reasonscope.data.summary import Summary, plural
     from reasonscope.probes.fitting.token_probes import load_probe
     from reasonscope.probes.properties.label_probe import judge_on
     from reasonscope.probes.properties.scores import score_unit, write_scores
@@ -226,7 +226,7 @@ def _apply(
     judged = judge_on(fitted, store, label, positive=positive, seed=seed) if label else None
     count, unit = write_scores(fitted, store, path, name=probe.stem), score_unit(fitted)
     summary = Summary(
-        finding=f"The {probe.stem} probe has scored every token of {count} traces at {fitted.site} ({unit}).",
+        finding=f"The {probe.stem} probe has scored every token of {plural(count, 'trace')} at {fitted.site} ({unit}).",
         notes=[
             *(judged.notes() if judged else []),
             f"In the app, open a trace and colour it by “probe: {probe.stem}”.",

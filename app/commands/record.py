@@ -11,6 +11,7 @@ import typer
 from reasonscope.app.commands.options import Load, PromptingOptions, RayOptions, ServedOptions, grouped
 from reasonscope.app.interruption import keeping
 from reasonscope.data.errors import InputError
+from reasonscope.data.summary import plural
 
 if TYPE_CHECKING:
     from reasonscope.data.storage.store import TraceStore
@@ -302,7 +303,7 @@ def record_command(
                 server=server.writer(loaded, how["steer"], watches, engine=engine), **how,
             )  # fmt: skip
     by = f", steered by {steered['name']} ({steered['hash']})" if (steered := store.meta.get("steered")) else ""
-    typer.echo(f"{len(store)} traces in {out}{by}; to verify every byte: reasonscope check {out}")
+    typer.echo(f"{plural(len(store), 'trace')} in {out}{by}; to verify every byte: reasonscope check {out}")
     if watches is not None and watching.monitor is not None:
         typer.echo(_watched(watches, store, out, watching.monitor.stem))
 

@@ -11,6 +11,7 @@ import typer
 from reasonscope.app.commands.options import Load, PromptingOptions, grouped
 from reasonscope.app.commands.record import what_is_recorded
 from reasonscope.app.interruption import keeping
+from reasonscope.data.summary import plural
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,7 +40,7 @@ def merge(
             f"the parts are unchanged, and those that were joined are in {out}; run the same command again to go on."
         )
     ):
-        typer.echo(f"{len(merge_stores(parts, out))} traces in {out}")
+        typer.echo(f"{plural(len(merge_stores(parts, out)), 'trace')} in {out}")
 
 
 def check(run: Annotated[Path, typer.Argument(help="The folder of a run.")]) -> None:

@@ -45,11 +45,17 @@ def write_real_example(
         What was left out, because it is too large.
 
     Raises:
-        InputError: If the study lacks one of the steps, fewer than `n` traces were analysed, or the examples are too large.
+        InputError: If the study lacks one of the steps, fewer than `n` traces were analysed, its model is named by a folder of this
+            machine, or the examples are too large.
     """
     where, folder = run_folder(study / run), out / REAL
     store = _store(study, run)
     shown = _analysed(store, where, n)
+    name = str(shown[0].model.get("name"))
+    if Path(name).is_absolute():
+        raise InputError(
+            f"the model of {study} is named {name}, which the examples would show; run the study with the id that it has on the hub"
+        )
     shutil.rmtree(folder, ignore_errors=True)
     _write_store(folder, store, [*shown, *_store(study, plain)])
     left_out = _copy_measured(where, run_folder(folder), [trace.id for trace in shown])

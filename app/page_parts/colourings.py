@@ -15,6 +15,7 @@ from reasonscope.app.page_parts.measurements import stamp, trace_results
 from reasonscope.app.page_parts.readings import cut_of, places_of
 from reasonscope.data.sentence_cut import CutTrace
 from reasonscope.data.storage.token_scores import CONTROL_PREFIX, read_scores
+from reasonscope.data.summary import plural
 from reasonscope.data.trace import Trace
 
 _PROBE, _CONTROL = "probe: ", "controller: "
@@ -107,7 +108,7 @@ def _generated(trace: Trace, name: str, title: str, measured: NDArray[np.floatin
     values = np.full(len(trace.token_ids), np.nan)
     values[trace.n_prompt_tokens :] = measured
     temperature = trace.sampling.temperature if trace.sampling else "unknown"
-    about = f"at the generating temperature, {temperature}; n = {np.isfinite(values).sum()} tokens"
+    about = f"at the generating temperature, {temperature}; n = {plural(np.isfinite(values).sum(), 'token')}"
     return Colouring(name=name, title=title, unit="nats", per="token", values=values, about=about, bottom=0.0)
 
 
@@ -135,7 +136,7 @@ def _score(trace: Trace, path: Path, mtime: int) -> Colouring | None:
     unit = str(found.about.get("unit", "")).removeprefix("1")
     bottom, top = (0.0, 1.0) if unit == "probability" else (None, None)
     name, n = _score_name(path), int(np.isfinite(scored).sum())
-    about = f"probe at {found.about.get('site')}; n = {n} tokens; the last token is never fed back"
+    about = f"probe at {found.about.get('site')}; n = {plural(n, 'token')}; the last token is never fed back"
     if name.startswith(_CONTROL):
         site = f" at {found.about['site']}" if found.about.get("site") else ""
         bar = (found.about.get("provenance") or {}).get("threshold")

@@ -17,6 +17,7 @@ from reasonscope.app.page_parts import components, measurements, readings, state
 from reasonscope.app.page_parts.reader import KINDS
 from reasonscope.app.page_parts.state import BOUND, Key
 from reasonscope.data.sentence_cut import CutTrace
+from reasonscope.data.summary import plural
 
 _NAME = "results/anchors/*"
 # The sources of a sentence's importance and their labels: effects of sentences on later ones, and numbers per sentence.
@@ -117,7 +118,7 @@ def _graph(run: OpenRun, id: str, metric: str, what: _Metric) -> None:
         figure = figures.anchor_graph(
             graph,
             KINDS,
-            title=f"{metric}, {len(importance)} sentences",
+            title=f"{metric}, {plural(len(importance), 'sentence')}",
             measure=f"{metric} [{what.unit}]" if what.unit else metric,
             marked=chosen,
             per_node=links,

@@ -14,6 +14,7 @@ from reasonscope.app.page_parts.reader import KINDS
 from reasonscope.app.page_parts.readings import TraceRow
 from reasonscope.app.page_parts.state import BOUND, Key
 from reasonscope.data.sentence_cut import CutTrace
+from reasonscope.data.summary import plural
 
 
 def show(run: OpenRun) -> None:
@@ -48,7 +49,7 @@ def _runs(run: OpenRun, other: OpenRun) -> None:
     """Outcomes and lengths of the traces that both runs have, with the interval and the chance of each difference."""
     ours, theirs = ({row.id: row for row in readings.trace_rows(one)} for one in (run, other))
     both = [id for id in ours if id in theirs]
-    said = f"{len(both)} traces are in both (n = {len(ours)} in {run.name}, {len(theirs)} in {other.name})."
+    said = f"In both: {plural(len(both), 'trace')} (n = {len(ours)} in {run.name}, {len(theirs)} in {other.name})."
     st.caption(components.as_text(said))
     if not both:
         return

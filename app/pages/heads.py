@@ -17,6 +17,7 @@ from reasonscope.app.page_parts.colourings import colouring_name
 from reasonscope.app.page_parts.state import BOUND, Key
 from reasonscope.data.arrays import Values
 from reasonscope.data.sentence_cut import CutTrace, sentence_at
+from reasonscope.data.summary import plural
 from reasonscope.data.text.align import token_strings
 
 _NAME = "results/heads/*"
@@ -206,7 +207,7 @@ def _again(run: OpenRun, id: str, result: Result | None, chosen: Mapping[str, tu
     st.dataframe(_by_layer(result), hide_index=True, key="recurrence-layers", height="content")
     st.caption(
         "A token comes back if it is attended to after a pause of more than one token; the percentile is of those that do. "
-        f"n = {len(result.axes[-1])} tokens in each layer."
+        f"n = {plural(len(result.axes[-1]), 'token')} in each layer."
     )
     components.provenance(result)
     picked = next((int(point["x"]) for point in clicked), None)

@@ -12,6 +12,7 @@ from reasonscope.analysis.runs.opened_run import OpenRun
 from reasonscope.app.page_parts import components, measurements, playground, readings, state
 from reasonscope.app.page_parts.playground import SCOPES, Duel, Side
 from reasonscope.app.page_parts.state import Key
+from reasonscope.data.summary import plural
 from reasonscope.data.trace import Sampling
 
 _DUEL, _WORKING = "reasonscope duel", "reasonscope steering at work"
@@ -138,7 +139,7 @@ def _shown(found: Duel) -> None:
     kl = "" if found.kl is None else f" KL of steered from base on the base's text: {found.kl:.3g} nats per token"
     n = "" if found.kl is None else f" (n = {len(found.base.tokens)} tokens)."
     st.caption(
-        f"Same seed; {parted}.{kl}{n} {found.n_edited} tokens were edited. "
+        f"Same seed; {parted}.{kl}{n} Edited: {plural(found.n_edited, 'token')}. "
         "One draw is an anecdote: the figure above has the intervals."
     )
     for column, (name, side) in zip(st.columns(2), (("Base", found.base), ("Steered", found.steered)), strict=True):

@@ -16,6 +16,7 @@ from reasonscope.app.page_parts.colourings import Colouring
 from reasonscope.app.page_parts.reader import show_reader
 from reasonscope.app.page_parts.state import BOUND, Key
 from reasonscope.data.sentence_cut import CutTrace
+from reasonscope.data.summary import plural
 from reasonscope.data.text.align import token_strings
 from reasonscope.data.trace import Sentence
 
@@ -125,7 +126,7 @@ def _value(sentence: Sentence, colouring: Colouring) -> str:
         if not len(known):
             return "not measured here"
         ends = components.ends((float(known.min()), float(known.max())))
-        return f"mean {known.mean():.4g}{unit}, lowest and highest {ends} (n = {len(known)} tokens)"
+        return f"mean {known.mean():.4g}{unit}, lowest and highest {ends} (n = {plural(len(known), 'token')})"
     value = float(colouring.values[sentence.index])
     said = [f"{components.number(value)}{unit}"]
     for name, band in (("95 % interval", colouring.interval), ("chance", colouring.null)):
@@ -139,7 +140,7 @@ def _facts(run: OpenRun, read: CutTrace) -> str:
     steered = run.store.meta.get("steered")
     by = f" · steered by {steered.get('name')}" if steered else ""
     return (
-        f"{row.outcome} · answer {row.answer or 'none'} · {readings.length_of(row)} · {len(read.sentences)} sentences"
+        f"{row.outcome} · answer {row.answer or 'none'} · {readings.length_of(row)} · {plural(len(read.sentences), 'sentence')}"
         f" · thinking {row.state} · {read.labels} sentence labels{by}"
     )
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from reasonscope.data.exchange.imported import Imported
 from reasonscope.data.storage.store import TraceStore
-from reasonscope.data.summary import Summary, in_hundredths
+from reasonscope.data.summary import Summary, in_hundredths, plural
 from reasonscope.data.text.published_chunks import published_sentences
 from reasonscope.data.text.sentence_labels import label_sentences
 from reasonscope.data.text.steps_and_sentences import sentences
@@ -44,7 +44,7 @@ def check_summary(run: str, store: TraceStore) -> Summary:
     if steered := store.meta.get("steered"):
         rows.append(("steered by", f"{steered['name']} ({steered['hash']})"))
     return Summary(
-        finding=f"{run}: {_traces(outcomes.n)}, every byte as it was written.",
+        finding=f"{run}: {plural(outcomes.n, 'trace')}, every byte as it was written.",
         columns=("what", "value"),
         rows=rows,
         notes=[*([f"The import: {_understood(account)}.", *_left_out(account)] if account else []), *outcomes.doubts],
@@ -77,7 +77,7 @@ def import_summary(out: str, imported: Imported, sites: Sequence[str] = ()) -> S
     rows = [(tag, *(str(count[tag]) for count in counts)) for tag in sorted(ours.keys() | published.keys())]
     rows.append(("all", *(str(count.total()) for count in counts)))
     return Summary(
-        finding=f"{_traces(outcomes.n)} in {out}, read as {' and '.join(imported.kinds)}: {_understood(imported.report())}; "
+        finding=f"{plural(outcomes.n, 'trace')} in {out}, read as {' and '.join(imported.kinds)}: {_understood(imported.report())}; "
         f"{outcomes.states}; right answers: {outcomes.right}.",
         columns=columns,
         rows=rows,
@@ -95,7 +95,7 @@ def import_summary(out: str, imported: Imported, sites: Sequence[str] = ()) -> S
 def export_summary(out: str, form: str, n: int) -> Summary:
     """How much was written, and what reads it."""
     return Summary(
-        finding=f"{_traces(n)} in {out} ({form}): text, labels and answers, without activations.",
+        finding=f"{plural(n, 'trace')} in {out} ({form}): text, labels and answers, without activations.",
         next_command="" if form == "parquet" else f"reasonscope import {out} --out RUN",
     )
 
@@ -143,10 +143,6 @@ def _left_out(account: Mapping[str, Any]) -> list[str]:
     return told
 
 
-def _traces(n: int) -> str:
-    return f"{n} trace{'s' * (n != 1)}"
-
-
 class _Outcomes:
     """Counts over traces, in words."""
 
@@ -180,7 +176,7 @@ class _Outcomes:
             if self._several
             else []
         )
-        return [*several, *(f"Doubtful in {_traces(n)}: {doubt}." for doubt, n in self._doubts.most_common())]
+        return [*several, *(f"Doubtful in {plural(n, 'trace')}: {doubt}." for doubt, n in self._doubts.most_common())]
 
     @property
     def right(self) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from reasonscope.data.arrays import Values
 from reasonscope.data.intervals import Estimate, percentile_estimate
 from reasonscope.data.ranks import auroc, spearman
-from reasonscope.data.summary import in_hundredths, in_words
+from reasonscope.data.summary import in_hundredths, in_words, plural
 from reasonscope.probes.evaluation.baselines import BASELINE_WORDS, TEXT_BASELINES
 from reasonscope.probes.evaluation.grouped_folds import Metric, above_best, resampled_scores
 from reasonscope.probes.evaluation.permutation_null import Null
@@ -137,7 +137,7 @@ class Comparison:
 
     def _size(self) -> str:
         grouped = "" if self.n_groups == self.n_problems else f" in {self.n_groups} groups"
-        return f"{self.n_problems} problems{grouped}"
+        return f"{plural(self.n_problems, 'problem')}{grouped}"
 
 
 def compare(

@@ -6,7 +6,7 @@ from typing import Any, Literal, TypeAlias
 
 from reasonscope.data.arrays import Values
 from reasonscope.data.intervals import Estimate
-from reasonscope.data.summary import Summary, in_hundredths
+from reasonscope.data.summary import Summary, in_hundredths, plural
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.evaluation.comparison import Comparison
 from reasonscope.probes.evaluation.metrics import Reliability
@@ -107,7 +107,7 @@ class LabelReport(_OfLabel):
             columns=self.comparison.columns,
             rows=self.comparison.rows(),
             notes=[
-                f"{self.n_rows} rows of {self.n_traces} traces{f' ({classes})' if classes else ''}{left_out}.",
+                f"{self.n_rows} rows of {plural(self.n_traces, 'trace')}{f' ({classes})' if classes else ''}{left_out}.",
                 *_quality_notes(self.comparison.metrics, self.n_negative),
                 *truncation_notes(
                     self.n_truncated, self.n_traces, "If the label depends on the cut, the probe may predict the cut"
@@ -166,9 +166,9 @@ class AppliedReport(_OfLabel):
         """What to print beside the scores of the tokens."""
         name = "auroc" if "auroc" in self.metrics else "spearman"
         score = f"{'AUROC' if name == 'auroc' else 'Spearman'} {in_hundredths(self.metrics[name])}"
-        seen = f"; {self.n_seen} traces of problems that it learned from are left out" if self.n_seen else ""
+        seen = f"; left out, of problems that it learned from: {plural(self.n_seen, 'trace')}" if self.n_seen else ""
         return [
-            f"It predicts {self.predicted} with {score} on {self.n_traces} traces of {self.n_groups} groups "
+            f"It predicts {self.predicted} with {score} on {plural(self.n_traces, 'trace')} of {self.n_groups} groups "
             f"of problems that it did not learn from{seen}.",
             *_quality_notes(self.metrics, self.n_negative),
         ]

@@ -12,7 +12,7 @@ from reasonscope.data.errors import InputError
 from reasonscope.data.intervals import Estimate, resample_groups
 from reasonscope.data.progress import working
 from reasonscope.data.storage.store import TraceStore
-from reasonscope.data.summary import Summary, in_hundredths
+from reasonscope.data.summary import Summary, in_hundredths, plural
 from reasonscope.data.trace import Trace
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.evaluation.baselines import Points, baseline_features, residual_sites
@@ -87,7 +87,7 @@ class RemainingReport:
             columns=self.comparison.columns,
             rows=self.comparison.rows(),
             notes=[
-                f"{len(self.true)} positions in {self.n_traces} traces.",
+                f"{len(self.true)} positions in {plural(self.n_traces, 'trace')}.",
                 f"Among positions that have come equally far: Spearman {in_hundredths(self.within_position)}.",
                 *censored_notes(self.comparison),
                 *truncation_notes(

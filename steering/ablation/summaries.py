@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from reasonscope.data.intervals import Estimate
-from reasonscope.data.summary import Summary, in_percent, in_words
+from reasonscope.data.summary import Summary, in_percent, in_words, plural
 from reasonscope.steering.experiments.summaries import (
     REFUSED,
     column,
@@ -91,7 +91,7 @@ def regeneration_summary(
     of_random = [f"{column(name)}, random" for name in measured]
     n = next(iter(effects.values())).arm.n_problems
     return Summary(
-        finding=f"When the ablated model answers {n} problems again, {_changed(effects)}.",
+        finding=f"When the ablated model answers {plural(n, 'problem')} again, {_changed(effects)}.",
         columns=("ablation", "thinking tokens", "change", "random", *map(column, measured), *of_random, "other answer"),
         rows=rows,
         notes=notes,

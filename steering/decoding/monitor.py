@@ -19,6 +19,7 @@ from reasonscope.data.errors import InputError
 from reasonscope.data.progress import say
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.storage.token_scores import TokenScores, read_scores, save_scores
+from reasonscope.data.summary import plural
 from reasonscope.data.trace import Trace
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.backends.base import Edit, Look, Positions
@@ -293,10 +294,10 @@ def monitor_meta(
 def monitor_told(settings: Mapping[str, Any] | None, n_traces: int, n_closed: int) -> str:
     """One line on what a monitor did."""
     if settings is None:
-        return f"the probe was read on every token of {n_traces} traces"
+        return f"the probe was read on every token of {plural(n_traces, 'trace')}"
     above = f"{settings['stop_above']:.4g}"
     if not n_closed:
-        return f"the score never passed {above} in {n_traces} traces, so nothing was stopped"
+        return f"the score never passed {above} in {plural(n_traces, 'trace')}, so nothing was stopped"
     return f"the thinking of {n_closed} of {n_traces} traces was closed above {above}"
 
 

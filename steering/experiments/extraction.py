@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from reasonscope.data.storage.store import TraceStore
-from reasonscope.data.summary import Summary, in_words
+from reasonscope.data.summary import Summary, in_words, plural
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.steering.experiments.held_out import thinking_states
 from reasonscope.steering.experiments.summaries import method_title
@@ -80,7 +80,7 @@ def _cosines_with_the_one_above(each: Sequence[tuple[VectorUse, Site]]) -> list[
 def _sources(vector: SteeringVector) -> str:
     """`12 problems (112 steps)`, from what the extraction noted."""
     about = vector.provenance
-    problems = f"{len(about.get('groups', ()))} problems"
+    problems = plural(len(about.get("groups", ())), "problem")
     if "steps" in about:
         return f"{problems} ({sum(about['steps'].values())} steps)"
     return f"{problems} ({about['pairs']} pairs)" if "pairs" in about else problems

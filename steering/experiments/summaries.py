@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from reasonscope.data.intervals import Estimate
-from reasonscope.data.summary import Summary, in_hundredths, in_percent, in_words, shortest_range
+from reasonscope.data.summary import Summary, in_hundredths, in_percent, in_words, plural, shortest_range
 
 if TYPE_CHECKING:  # they make their summaries here
     from reasonscope.steering.experiments.experiment import Arm
@@ -179,10 +179,10 @@ def range_in_words(values: Sequence[float]) -> str:
 def _held_out_note(base: Arm, held_out: bool | None) -> str:
     n = base.n_problems
     if held_out is None:
-        return f"Judged on {n} problems; each value answers them with the same seeds."
+        return f"Judged on {plural(n, 'problem')}; each value answers them with the same seeds."
     if held_out:
-        return f"Judged on {n} problems that the vector was not made from, with the same seeds at every strength."
-    return f"Judged on {n} problems. The vector does not say which problems it was made from: these may be among them."
+        return f"Judged on {plural(n, 'problem')} that the vector was not made from, with the same seeds at every strength."
+    return f"Judged on {plural(n, 'problem')}. The vector does not say which problems it was made from: these may be among them."
 
 
 def _form_notes(base: Arm, arms: Sequence[Arm]) -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from reasonscope.data.errors import InputError
 from reasonscope.data.storage.durable import make_folder, write_text_durably
-from reasonscope.data.summary import Summary
+from reasonscope.data.summary import Summary, plural
 from reasonscope.data.text.answers import CONTROL
 from reasonscope.data.text.parse import THINK, build_trace
 from reasonscope.data.text.think_tags import regions_from
@@ -62,7 +62,7 @@ class _MadePairs:
         brief, long = self.n_tokens
         left = self.n_problems - len(self.pairs)
         notes = (
-            [f"{left} problems are left out, because an answer was cut off; ask for more --max-new-tokens."]
+            [f"Left out, because an answer was cut off: {plural(left, 'problem')}; ask for more --max-new-tokens."]
             if left
             else []
         )

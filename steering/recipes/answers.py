@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from reasonscope.data.summary import Summary
+from reasonscope.data.summary import Summary, plural
 from reasonscope.data.text.align import first_difference, token_strings
 from reasonscope.data.trace import Message, Problem, Sampling, Trace
 from reasonscope.probes.generation.decoding import DecodingStep
@@ -80,7 +80,7 @@ class Answers:
             quotes=[quote for pair in self.pairs for quote in _quotes(pair)],
             notes=[
                 *(f"{line[:1].upper()}{line[1:]}." for line in self.told),
-                f"{self.n_edited} tokens were edited. Single draws with one seed; `steer sweep` measures with controls.",
+                f"Edited: {plural(self.n_edited, 'token')}. Single draws with one seed; `steer sweep` measures with controls.",
             ],
         )
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from reasonscope.data.storage.store import TraceStore
+from reasonscope.data.summary import plural
 from reasonscope.probes.fitting.linear_probes import LinearProbe
 from reasonscope.steering.recipes.recipe import Recipe
 from reasonscope.steering.recipes.summaries import made_from
@@ -61,7 +62,7 @@ def _told(found: Recipe | LinearProbe | TraceStore) -> tuple[str, str, str, str,
         f"Sampling: `{about.get('sampling', 'not known')}`. Every file is checked by the checksums in `manifest.json`."
     )
     groups = {trace.problem.group for trace in found}
-    return "store", "Reasoning traces", what, made, f"{len(groups)} problems."
+    return "store", "Reasoning traces", what, made, f"{plural(len(groups), 'problem')}."
 
 
 def _model_of(found: Recipe | LinearProbe | TraceStore) -> str:
@@ -74,7 +75,7 @@ def _model_of(found: Recipe | LinearProbe | TraceStore) -> str:
 def _groups(groups: Sequence[str]) -> str:
     if not groups:
         return "It does not say which problems it was made from."
-    return f"{len(groups)} problems, by their names in the header; judge it on others."
+    return f"{plural(len(groups), 'problem')}, by their names in the header; judge it on others."
 
 
 def _metadata(kind: str, model: str) -> str:

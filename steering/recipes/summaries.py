@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from reasonscope.data.summary import Summary, in_words
+from reasonscope.data.summary import Summary, in_words, plural
 from reasonscope.steering.recipes.description import operator_in_words, scope_in_words
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def recipe_summary(recipe: "Recipe") -> Summary:
         (len(recipe.controls), "controller"),
         (int(bool(recipe.prefill)), "prefill"),
     ]
-    holds = " and ".join(f"{n} {noun}{'s' * (n > 1)}" for n, noun in counted if n)
+    holds = " and ".join(plural(n, noun) for n, noun in counted if n)
     notes = [f"The thinking begins with {recipe.prefill!r}."] if recipe.prefill else []
     signs = dict.fromkeys(part.vector.sign for part in recipe.parts if part.vector.sign)
     notes += [f"A positive strength goes {sign}." for sign in signs]
@@ -36,9 +36,10 @@ def recipe_summary(recipe: "Recipe") -> Summary:
 def made_from(recipe: "Recipe") -> str:
     """`made by seal from 12 problems of runs/mine, for the model organism`."""
     about = recipe.provenance
-    method = f"made by {about['method']}" if about.get("method") else "made by hand"
+    merged = " and ".join(one["name"] for one in about.get("merged", ()))
+    method = f"merged from {merged}" if merged else f"made by {about.get('method') or 'hand'}"
     n, run = len(about.get("groups", ())), about.get("run")
-    problems = f" from {n} problem{'s' * (n > 1)}" if n else ""
+    problems = f" from {plural(n, 'problem')}" if n else ""
     model = (about.get("model") or {}).get("name")
     return f"{method}{problems}{f' of {run}' if run else ''}{f', for the model {model}' if model else ''}"
 

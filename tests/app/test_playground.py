@@ -64,7 +64,7 @@ def test_the_page_steers_by_the_recipe_of_a_run_and_says_how_many_tokens_were_ed
     test.number_input(key="longest").set_value(12)
     test.button[0].click().run()
     assert not test.exception and not test.error
-    (said,) = [one.value for one in test.caption if "tokens were edited" in one.value]
+    (said,) = [one.value for one in test.caption if "Edited:" in one.value]
     assert "KL of steered from base" in said and "part at generated token" in said
 
 

@@ -15,6 +15,7 @@ from reasonscope.data.intervals import mean_estimate
 from reasonscope.data.storage.durable import make_folder
 from reasonscope.data.storage.manifest import NAME
 from reasonscope.data.storage.run_folder import RunFolder
+from reasonscope.data.summary import plural
 from reasonscope.data.text.behaviour import behaviour
 from reasonscope.data.text.think_tags import ThinkTags
 from reasonscope.data.text.thinking import Thinking
@@ -119,7 +120,9 @@ class RecordStep(Step):
             steer=steer,
         )
         found = check_summary(str(where.results), store)
-        found = replace(found, finding=f"{len(store)} traces of {', '.join(self.problems)} in {where.results}.")
+        found = replace(
+            found, finding=f"{plural(len(store), 'trace')} of {', '.join(self.problems)} in {where.results}."
+        )
         graded = [trace for trace in store if trace.correct is not None]
         numbers = {
             "traces": len(store),

@@ -20,7 +20,7 @@ from reasonscope.data.progress import say, tracked
 from reasonscope.data.storage.durable import make_folder, write_text_durably
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.storage.untrusted import parse_json, wrap_errors
-from reasonscope.data.summary import Summary, in_hundredths, in_percent, in_words
+from reasonscope.data.summary import Summary, in_hundredths, in_percent, in_words, plural
 from reasonscope.data.trace import Problem, Sampling
 from reasonscope.steering.engine.arms import EngineArms
 from reasonscope.steering.experiments.conditions import method_conditions, random_conditions
@@ -415,7 +415,7 @@ def _side_by_side_summary(arms: Sequence[Arm]) -> Summary:
         for arm in others
     ]
     return Summary(
-        finding=f"{len(others)} arms on {base.n_problems} problems that no vector was made from, with the same seeds.",
+        finding=f"{len(others)} arms on {plural(base.n_problems, 'problem')} that no vector was made from, with the same seeds.",
         columns=("arm", "thinking tokens", "change", "accuracy", "moved by"),
         rows=rows,
     )

@@ -1,5 +1,7 @@
 """The examples that are made from a study: a part of its traces with everything that was measured on them, and the steered ones."""
 
+from dataclasses import replace
+
 import pytest
 
 from reasonscope.analysis.runs.opened_run import open_run
@@ -61,6 +63,18 @@ def test_too_few_analysed_traces_and_too_many_bytes_are_errors(made, monkeypatch
         write_real_example(folder / "study", folder / "other", licence=folder / "LICENSE", n=20)
     monkeypatch.setattr(real_example, "MOST_BYTES", 10)
     with pytest.raises(InputError, match="take fewer traces"):
+        write_real_example(folder / "study", folder / "other", licence=folder / "LICENSE", n=4)
+
+
+def test_the_folder_that_a_model_was_loaded_from_is_not_shown(made, monkeypatch):
+    folder, _ = made
+    analysed = real_example._analysed
+    monkeypatch.setattr(
+        real_example,
+        "_analysed",
+        lambda *given: [replace(one, model={"name": "/models/mine"}) for one in analysed(*given)],
+    )
+    with pytest.raises(InputError, match=r"is named /models/mine.*the id that it has on the hub"):
         write_real_example(folder / "study", folder / "other", licence=folder / "LICENSE", n=4)
 
 
