@@ -25,9 +25,12 @@ from typing import Any
 from reasonscope.analysis.studies.reading import build, check_known, mapping
 from reasonscope.analysis.studies.steps.analysing import AnalyseStep, SuppressWordsStep
 from reasonscope.analysis.studies.steps.base import Step
+from reasonscope.analysis.studies.steps.exits import ExitStep
+from reasonscope.analysis.studies.steps.extracting import ExtractStep, PairsStep
 from reasonscope.analysis.studies.steps.probing import ProbeStep
 from reasonscope.analysis.studies.steps.recording import RecordStep
-from reasonscope.analysis.studies.steps.steering import ExitStep, ExtractStep, PairsStep, SideBySideStep, SweepStep
+from reasonscope.analysis.studies.steps.side_by_side import SideBySideStep
+from reasonscope.analysis.studies.steps.sweeping import SweepStep
 from reasonscope.data.errors import InputError
 from reasonscope.data.storage.untrusted import parse_yaml
 

@@ -12,7 +12,7 @@ from reasonscope.analysis.studies.plan import read_plan
 from reasonscope.analysis.studies.runner import kept, open_lab, outlook_summary, outlooks, study
 from reasonscope.analysis.studies.state import finished, why_stale
 from reasonscope.analysis.studies.steps import steering
-from reasonscope.analysis.studies.steps.steering import SweepStep
+from reasonscope.analysis.studies.steps.sweeping import SweepStep
 from reasonscope.probes.properties import length_probe
 from reasonscope.steering.experiments.held_out import respond
 
