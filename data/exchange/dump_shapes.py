@@ -1,80 +1,32 @@
 """The shapes in which servers, trainers and evaluations dump what a model wrote: each is recognised by its keys."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from reasonscope.data.errors import InputError
+from reasonscope.data.exchange.exchanges import (
+    Asked,
+    Exchange,
+    completed,
+    finish_of,
+    given_or,
+    ids_of,
+    number,
+    object_of,
+    replied,
+    replied_in_chat,
+)
 from reasonscope.data.exchange.messages import Said, joined_turns, read_items, read_message, read_messages
 from reasonscope.data.storage.untrusted import parse_json, wrap_errors
-from reasonscope.data.trace import FinishReason
 
-_FINISH: Mapping[str, FinishReason] = {
-    **dict.fromkeys(("stop", "end_turn", "stop_sequence", "eos", "tool_calls", "tool_use"), "stop"),
-    **dict.fromkeys(("eosFound", "stopStringFound", "toolCalls"), "stop"),
-    **dict.fromkeys(("length", "max_tokens", "model_length", "max_output_tokens"), "length"),
-    **dict.fromkeys(("maxPredictedTokensReached", "contextLengthReached"), "length"),
-}
 # What a row may say about itself beside the conversation, in whatever shape that is.
 _GOLD = ("answer", "gold", "ground_truth", "gts", "target")
 _KNOWN = ("id", "problem_id", "group", "difficulty", "sample", "finish_reason", "model", "meta", "prompt", "completion")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Exchange:
-    """What was asked and what a model wrote, before it is a trace.
-
-    Attributes:
-        kind: The shape that it was found in.
-        said: The messages, in order. The model wrote the last.
-        prompt: The text that the model read, if the dump has it in place of messages.
-        bare: Whether that text lost its special tokens.
-        id: Its id; empty if it has none.
-        problem_id: Id of what was asked; empty if it has none.
-        gold: The gold answer, or None.
-        group: What belongs together.
-        difficulty: Of the problem, or None.
-        sample: Its number among the samples, or None.
-        finish: Why the model stopped.
-        model: What is known about the model.
-        tools: The tools that the model was offered.
-        prompt_ids: Token ids of the prompt, if the server returned them.
-        token_ids: Token ids of what it wrote, if the server returned them.
-        meta: Further fields, in JSON.
-        about: Those of them that the line itself calls `meta`; they are the problem's, too.
-    """
-
-    kind: str
-    said: tuple[Said, ...]
-    prompt: str | None = None
-    bare: bool = False
-    id: str = ""
-    problem_id: str = ""
-    gold: str | None = None
-    group: str = ""
-    difficulty: float | None = None
-    sample: int | None = None
-    finish: FinishReason = "unknown"
-    model: Mapping[str, Any] = field(default_factory=dict)
-    tools: tuple[Any, ...] = ()
-    prompt_ids: tuple[int, ...] = ()
-    token_ids: tuple[int, ...] = ()
-    meta: Mapping[str, Any] = field(default_factory=dict)
-    about: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Asked:
-    """What a request asked, as far as the dump has it."""
-
-    said: tuple[Said, ...] = ()
-    prompt: str | None = None
-    prompt_ids: tuple[int, ...] = ()
-    tools: tuple[Any, ...] = ()
-
-
-_Reader = Callable[[Mapping[str, Any], _Asked, str], list[Exchange]]
+_Reader = Callable[[Mapping[str, Any], Asked, str], list[Exchange]]
 
 
 def exchanges_of(row: Any, where: str, requests: Mapping[str, Mapping[str, Any]] | None = None) -> list[Exchange]:
@@ -95,7 +47,7 @@ def exchanges_of(row: Any, where: str, requests: Mapping[str, Mapping[str, Any]]
             )
         raise InputError(f"{where}: no known shape has these keys: {', '.join(map(str, reply))[:120] or 'none at all'}")
     with wrap_errors(where):
-        asked = _Asked() if reader is _lm_studio else _asked({**row, **request}, where)
+        asked = Asked() if reader is _lm_studio else _asked({**row, **request}, where)
         found = reader(reply, asked, where)
     own = {**_about(row, where), **({"id": str(row["custom_id"])} if row.get("custom_id") is not None else {})}
     own |= {"prompt_ids": asked.prompt_ids} if asked.prompt_ids else {}
@@ -120,7 +72,7 @@ def _unwrapped(
         result = row["result"]
         if result.get("type") != "succeeded":
             raise InputError(f"{where}: the request {result.get('type')}: {result.get('error')!s:.120}")
-        return requests.get(str(row["custom_id"]), {}), _object(result.get("message"), f"{where}: message")
+        return requests.get(str(row["custom_id"]), {}), object_of(result.get("message"), f"{where}: message")
     response, request = row.get("response"), row.get("request")
     if isinstance(response, Mapping):
         if "custom_id" in row and not isinstance(request, Mapping):
@@ -135,7 +87,7 @@ def _unwrapped(
     return {}, row
 
 
-def _asked(request: Mapping[str, Any], where: str) -> _Asked:
+def _asked(request: Mapping[str, Any], where: str) -> Asked:
     tools = request.get("tools") if isinstance(request.get("tools"), list) else ()
     system = request.get("system", request.get("instructions", request.get("system_prompt")))
     first = (
@@ -145,87 +97,69 @@ def _asked(request: Mapping[str, Any], where: str) -> _Asked:
     if messages is not None:
         items = any("role" not in message for message in messages)
         said = read_items(messages, where, role="user") if items else read_messages(messages, where)
-        return _Asked(said=(*first, *said), tools=tuple(tools or ()))
+        return Asked(said=(*first, *said), tools=tuple(tools or ()))
     text = next((request[key] for key in ("prompt", "input") if isinstance(request.get(key), str)), None)
     if text is not None and (first or ("input" in request and "prompt" not in request)):
-        return _Asked(said=(*first, Said(role="user", text=text)), tools=tuple(tools or ()))
-    ids = next((found for key in ("prompt", "input_ids") if (found := _ids(request.get(key)))), ())
-    return _Asked(prompt=text, prompt_ids=ids, tools=tuple(tools or ()))
+        return Asked(said=(*first, Said(role="user", text=text)), tools=tuple(tools or ()))
+    ids = next((found for key in ("prompt", "input_ids") if (found := ids_of(request.get(key)))), ())
+    return Asked(prompt=text, prompt_ids=ids, tools=tuple(tools or ()))
 
 
 def _is_messages(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, Mapping) for item in value)
 
 
-def _reply(kind: str, asked: _Asked, said: Said, **fields: Any) -> Exchange:
-    return Exchange(kind=kind, said=(*asked.said, said), prompt=asked.prompt, tools=asked.tools, **fields)
-
-
-def _chat_reply(kind: str, asked: _Asked, said: Said, **fields: Any) -> Exchange:
-    """As `_reply`, for servers that put a prompt into the chat template as what the user says."""
-    if asked.prompt and not asked.said:
-        asked = replace(asked, said=(Said(role="user", text=asked.prompt),), prompt=None)
-    return _reply(kind, asked, said, **fields)
-
-
-def _written(kind: str, asked: _Asked, text: Any, where: str, **fields: Any) -> Exchange:
-    """A completion that is one text."""
-    if not isinstance(text, str):
-        raise InputError(f"{where}: the completion is missing or not text")
-    return _reply(kind, asked, Said(role="assistant", text=text), **fields)
-
-
-def _chat(row: Mapping[str, Any], asked: _Asked, where: str) -> list[Exchange]:
+def _chat(row: Mapping[str, Any], asked: Asked, where: str) -> list[Exchange]:
     """Chat completions and completions: OpenAI, vLLM, SGLang, OpenRouter, LM Studio, llama.cpp."""
     found = []
-    for choice in (_object(value, f"{where}: choice") for value in row["choices"]):
+    for choice in (object_of(value, f"{where}: choice") for value in row["choices"]):
         if isinstance(choice.get("error"), Mapping):
             raise InputError(f"{where}: the server answered with an error: {choice['error']!s:.120}")
         about = {
-            "finish": _finish(choice.get("finish_reason")),
-            "prompt_ids": _ids(choice.get("prompt_token_ids") or row.get("prompt_token_ids")),
-            "token_ids": _ids(choice.get("token_ids")),
+            "finish": finish_of(choice.get("finish_reason")),
+            "prompt_ids": ids_of(choice.get("prompt_token_ids") or row.get("prompt_token_ids")),
+            "token_ids": ids_of(choice.get("token_ids")),
         }
         if "message" in choice:
             said = read_message(choice["message"], where, "assistant")
-            found.append(_chat_reply("chat completion", asked, said, **about))
+            found.append(replied_in_chat("chat completion", asked, said, **about))
         else:
             said = read_message({**choice, "content": choice.get("text")}, where, "assistant")
-            found.append(_reply("completion", asked, said, **about))
+            found.append(replied("completion", asked, said, **about))
     return found
 
 
-def _response(row: Mapping[str, Any], asked: _Asked, where: str) -> list[Exchange]:
+def _response(row: Mapping[str, Any], asked: Asked, where: str) -> list[Exchange]:
     """The Responses API of OpenAI and others, and the chat of LM Studio; one exchange, whose last turn ends it."""
     turns = read_items(row["output"], where)
     if not turns or turns[-1].role != "assistant":
         raise InputError(f"{where}: the output does not end with what the model wrote")
     reason = row.get("incomplete_details")
     cut = reason.get("reason") if isinstance(reason, Mapping) else None
-    finish = _finish(cut or {"completed": "stop"}.get(str(row.get("status"))))
+    finish = finish_of(cut or {"completed": "stop"}.get(str(row.get("status"))))
     before = replace(asked, said=(*asked.said, *turns[:-1]))
-    return [_chat_reply("response", before, turns[-1], finish=finish)]
+    return [replied_in_chat("response", before, turns[-1], finish=finish)]
 
 
-def _anthropic(row: Mapping[str, Any], asked: _Asked, where: str) -> list[Exchange]:
+def _anthropic(row: Mapping[str, Any], asked: Asked, where: str) -> list[Exchange]:
     said = read_message(row, where, "assistant")
-    return [_chat_reply("Anthropic message", asked, said, finish=_finish(row.get("stop_reason")))]
+    return [replied_in_chat("Anthropic message", asked, said, finish=finish_of(row.get("stop_reason")))]
 
 
-def _ollama(row: Mapping[str, Any], asked: _Asked, where: str) -> list[Exchange]:
+def _ollama(row: Mapping[str, Any], asked: Asked, where: str) -> list[Exchange]:
     message = row["message"] if "message" in row else {**row, "content": row["response"]}
     said = read_message(message, where, "assistant")
-    return [_chat_reply("Ollama", asked, said, finish=_finish(row.get("done_reason")))]
+    return [replied_in_chat("Ollama", asked, said, finish=finish_of(row.get("done_reason")))]
 
 
-def _lm_studio(row: Mapping[str, Any], asked: _Asked, where: str) -> list[Exchange]:
+def _lm_studio(row: Mapping[str, Any], asked: Asked, where: str) -> list[Exchange]:
     """A conversation that LM Studio saved; of messages that were written again it has the version that is shown."""
     told, blocks = _lm_studio_system(row, where), []
     for message in row["messages"]:
         versions, shown = message["versions"], message.get("currentlySelected", 0)
         if not isinstance(shown, int) or not 0 <= shown < len(versions):
             raise InputError(f"{where}: no version {shown!r} of a message")
-        version = _object(versions[shown], where)
+        version = object_of(versions[shown], where)
         blocks = [step for step in version.get("steps", ()) if step.get("type") == "contentBlock"]
         told += [_lm_studio_block(step, where) for step in blocks] or [read_message(version, where)]
     last: Mapping[str, Any] = next(
@@ -236,7 +170,7 @@ def _lm_studio(row: Mapping[str, Any], asked: _Asked, where: str) -> list[Exchan
         Exchange(
             kind="LM Studio conversation",
             said=tuple(joined_turns(told)),
-            finish=_finish((last.get("stats") or {}).get("stopReason")),
+            finish=finish_of((last.get("stats") or {}).get("stopReason")),
             model={"name": str(name)} if name else {},
         )
     ]
@@ -270,53 +204,55 @@ def _lm_studio_parts(step: Mapping[str, Any]) -> list[Any]:
     return parts
 
 
-def _sglang(row: Mapping[str, Any], asked: _Asked, where: str) -> list[Exchange]:
+def _sglang(row: Mapping[str, Any], asked: Asked, where: str) -> list[Exchange]:
     info = row["meta_info"]
     finish = info.get("finish_reason")
     reason = finish.get("type") if isinstance(finish, Mapping) else finish
-    ids = _ids(row.get("output_ids"))
+    ids = ids_of(row.get("output_ids"))
     return [
-        _written("SGLang", asked, row["text"], where, id=str(info.get("id", "")), finish=_finish(reason), token_ids=ids)
+        completed(
+            "SGLang", asked, row["text"], where, id=str(info.get("id", "")), finish=finish_of(reason), token_ids=ids
+        )
     ]
 
 
-def _vllm(row: Mapping[str, Any], asked: _Asked, where: str) -> list[Exchange]:
+def _vllm(row: Mapping[str, Any], asked: Asked, where: str) -> list[Exchange]:
     """What `LLM.generate` of vLLM returns."""
-    prompt_ids = _ids(row.get("prompt_token_ids"))
+    prompt_ids = ids_of(row.get("prompt_token_ids"))
     return [
-        _written(
+        completed(
             "vLLM outputs",
             asked,
             output.get("text"),
             where,
             id=str(row.get("request_id", "")),
-            finish=_finish(output.get("finish_reason")),
+            finish=finish_of(output.get("finish_reason")),
             prompt_ids=prompt_ids,
-            token_ids=_ids(output.get("token_ids")),
+            token_ids=ids_of(output.get("token_ids")),
         )
-        for output in (_object(value, f"{where}: output") for value in row["outputs"])
+        for output in (object_of(value, f"{where}: output") for value in row["outputs"])
     ]
 
 
-def _verl(row: Mapping[str, Any], asked: _Asked, where: str) -> list[Exchange]:
+def _verl(row: Mapping[str, Any], asked: Asked, where: str) -> list[Exchange]:
     """A rollout of verl, which decodes prompts without their special tokens; further columns are what the reward says."""
     meta = {key: row[key] for key in row if key not in ("input", "output", *_GOLD, *_KNOWN)}
-    return [_written("verl rollout", _Asked(prompt=row["input"]), row["output"], where, bare=True, meta=meta)]
+    return [completed("verl rollout", Asked(prompt=row["input"]), row["output"], where, bare=True, meta=meta)]
 
 
-def _lm_eval(row: Mapping[str, Any], asked: _Asked, where: str) -> list[Exchange]:
+def _lm_eval(row: Mapping[str, Any], asked: Asked, where: str) -> list[Exchange]:
     prompt, doc = _lm_eval_prompt(row["arguments"]), str(row.get("doc_id", ""))
     texts = [text for group in row["resps"] for text in (group if isinstance(group, list) else [group])]
     if not texts or not all(isinstance(text, str) for text in texts):
         raise InputError(f"{where}: its responses are likelihoods, not texts; only tasks that generate have traces")
     as_json = prompt.lstrip().startswith("[{")  # chat servers get the messages as JSON
-    asked = _Asked(said=tuple(read_messages(parse_json(prompt, where), where))) if as_json else _Asked(prompt=prompt)
+    asked = Asked(said=tuple(read_messages(parse_json(prompt, where), where))) if as_json else Asked(prompt=prompt)
     names = row.get("metrics")
     scores = {name: row[name] for name in names if name in row} if isinstance(names, list) else {}
     meta = {"scores": scores} if scores else {}
     stem = re.sub(r"^samples_|_\d{4}-\d\d-\d\dT.*$", "", where.partition(",")[0].rpartition("/")[2])
     return [
-        _written("lm-eval sample", asked, text, where, problem_id=f"{stem}-{doc}", id=f"{stem}-{doc}", meta=meta)
+        completed("lm-eval sample", asked, text, where, problem_id=f"{stem}-{doc}", id=f"{stem}-{doc}", meta=meta)
         for text in texts
     ]
 
@@ -328,22 +264,22 @@ def _lm_eval_prompt(arguments: Any) -> str:
     return arguments if isinstance(arguments, str) else ""
 
 
-def _inspect(row: Mapping[str, Any], asked: _Asked, where: str) -> list[Exchange]:
+def _inspect(row: Mapping[str, Any], asked: Asked, where: str) -> list[Exchange]:
     """A sample of an Inspect log. Its messages tell all turns; without them there are its input and its output."""
     output = row["output"]
     if not output["choices"]:
         error = row.get("error")
         why = f": {error.get('message', error)!s:.120}" if isinstance(error, Mapping) else ""
         raise InputError(f"{where}: the sample ended before the model wrote anything{why}")
-    choice = _object(output["choices"][0], f"{where}: choice")
-    last = read_message(_object(choice.get("message"), f"{where}: message"), where, "assistant")
+    choice = object_of(output["choices"][0], f"{where}: choice")
+    last = read_message(object_of(choice.get("message"), f"{where}: message"), where, "assistant")
     before = list(asked.said)
     if _is_messages(row.get("messages")):
         told = read_messages(row["messages"], where)
         before = told[:-1] if told[-1].role == "assistant" else told
     target = row.get("target")
     gold = next(iter(target), None) if isinstance(target, list) else target
-    id, epoch = _given(row, "id", ""), int(number(_given(row, "epoch", 1), "epoch", where))
+    id, epoch = given_or(row, "id", ""), int(number(given_or(row, "epoch", 1), "epoch", where))
     stem = str(id) if id != "" else re.sub(r".*/|\.json$", "", where)
     stem = f"{row['task']}-{stem}" if isinstance(row.get("task"), str) else stem
     return [
@@ -354,14 +290,14 @@ def _inspect(row: Mapping[str, Any], asked: _Asked, where: str) -> list[Exchange
             problem_id=stem,
             gold=None if gold in (None, "") else str(gold),
             sample=epoch - 1,
-            finish=_finish(choice.get("stop_reason")),
+            finish=finish_of(choice.get("stop_reason")),
             model={"name": str(output.get("model", ""))},
             meta={"scores": row.get("scores") or {}},
         )
     ]
 
 
-def _completion(row: Mapping[str, Any], asked: _Asked, where: str) -> list[Exchange]:
+def _completion(row: Mapping[str, Any], asked: Asked, where: str) -> list[Exchange]:
     """A prompt and a completion, each a text or messages: TRL's rollouts, and the form that this package exports."""
     written = row.get("completion")
     meta = {key: row[key] for key in ("step", "reward", "advantage") if row.get(key) is not None}
@@ -375,10 +311,10 @@ def _completion(row: Mapping[str, Any], asked: _Asked, where: str) -> list[Excha
                 kind="completion", said=(*asked.said, *read_messages(written, where)), prompt=asked.prompt, meta=meta
             )
         ]
-    return [_written("completion", asked, written, where, meta=meta)]
+    return [completed("completion", asked, written, where, meta=meta)]
 
 
-def _messages(row: Mapping[str, Any], asked: _Asked, where: str) -> list[Exchange]:
+def _messages(row: Mapping[str, Any], asked: Asked, where: str) -> list[Exchange]:
     said = asked.said or tuple(read_messages(row["messages"], where))
     return [Exchange(kind="messages", said=said, tools=asked.tools)]
 
@@ -429,39 +365,10 @@ def _about(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     if row.get("sample") is not None:
         found["sample"] = int(number(row["sample"], "sample", where))
     if row.get("finish_reason") is not None:
-        found["finish"] = _finish(row["finish_reason"])
+        found["finish"] = finish_of(row["finish_reason"])
     replies = (row, row["response"] if isinstance(row.get("response"), Mapping) else {})
     if model := next((one[key] for one in replies for key in ("model", "model_instance_id") if one.get(key)), None):
         found["model"] = dict(model) if isinstance(model, Mapping) else {"name": str(model)}
     if row.get("meta") is not None:
-        found["meta"] = _object(row["meta"], f"{where}: meta")
+        found["meta"] = object_of(row["meta"], f"{where}: meta")
     return found
-
-
-def number(value: Any, key: str, where: str) -> float:
-    """`value`, if it is a finite number of the usual size. Raises InputError."""
-    if not isinstance(value, int | float) or not abs(value) < 2**63:  # false for NaN too
-        raise InputError(f"{where}: {key} must be a finite number below 2^63, got {value!r:.60}")
-    return value
-
-
-def _finish(reason: Any) -> FinishReason:
-    return _FINISH.get(str(reason), "unknown")
-
-
-def _ids(values: Any) -> tuple[int, ...]:
-    if not isinstance(values, Iterable) or isinstance(values, str):
-        return ()
-    ids = tuple(values)
-    return ids if all(isinstance(i, int) and i >= 0 for i in ids) else ()
-
-
-def _given(row: Mapping[str, Any], key: str, default: Any) -> Any:
-    """The value of `key`, or `default` if it is missing or null."""
-    return default if row.get(key) is None else row[key]
-
-
-def _object(value: Any, where: str) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise InputError(f"{where}: must be a JSON object, got {type(value).__name__}")
-    return value

@@ -10,7 +10,8 @@ from typing import Any, Literal, Protocol
 from tokenizers import Tokenizer
 
 from reasonscope.data.errors import InputError
-from reasonscope.data.exchange.dump_shapes import Exchange, exchanges_of
+from reasonscope.data.exchange.dump_shapes import exchanges_of
+from reasonscope.data.exchange.exchanges import Exchange
 from reasonscope.data.exchange.messages import Said
 from reasonscope.data.text.answers import extract_answer, judge
 from reasonscope.data.text.parse import THINK, ThinkTags, build_trace, regions_over_tokens, trace_from_text
