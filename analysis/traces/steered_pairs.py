@@ -171,7 +171,7 @@ def compare_runs(
         outcomes=tuple((ours.correct, theirs.correct) for ours, theirs in pairs),
         measures=measures,
         missing=missing,
-        notes=(*_notes(plain, steered, len(pairs)), *_unseen_notes(learned, probe, groups, "steered" in steered.meta)),
+        notes=(*_notes(plain, steered, pairs), *_unseen_notes(learned, probe, groups, "steered" in steered.meta)),
     )
 
 
@@ -256,11 +256,17 @@ def _unseen_notes(
         yield f"The probe learned from {len(seen)} of these problems; its mean score is of the others."
 
 
-def _notes(plain: TraceStore, steered: TraceStore, n: int) -> tuple[str, ...]:
+def _notes(plain: TraceStore, steered: TraceStore, pairs: Sequence[tuple[Trace, Trace]]) -> tuple[str, ...]:
+    n = len(pairs)
     notes = ["Intervals are over problems; by chance: the runs exchanged problem by problem."]
     ours, theirs = (dict(store.meta.get("sampling", {})) for store in (plain, steered))
     if different := sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)):
         notes.append(f"The runs differ in {', '.join(different)}, so that pairs do not share their draws.")
+    cut = [sum(trace.finish_reason == "length" for trace in traces) for traces in zip(*pairs, strict=True)]
+    if any(cut):
+        notes.append(
+            f"Cut off at the token limit: {cut[0]} of {plural(n, 'plain trace')} and {cut[1]} steered; they would have been longer."
+        )
     if n < max(len(plain), len(steered)):
         notes.append(f"In both runs: {plural(n, 'trace')} (of {len(plain)} and {len(steered)}).")
     if "steered" not in steered.meta:

@@ -11,7 +11,7 @@ from reasonscope.analysis.studies.lab import Served
 from reasonscope.analysis.studies.plan import read_plan
 from reasonscope.analysis.studies.runner import kept, open_lab, outlook_summary, outlooks, study
 from reasonscope.analysis.studies.state import finished, why_stale
-from reasonscope.analysis.studies.steps import steering
+from reasonscope.analysis.studies.steps import sweeping
 from reasonscope.analysis.studies.steps.sweeping import SweepStep
 from reasonscope.probes.properties import length_probe
 from reasonscope.steering.experiments.held_out import respond
@@ -145,7 +145,7 @@ def test_an_interrupted_sweep_goes_on_and_a_changed_one_is_measured_again(first,
     measured = study(planned, out).steps["sweep"].numbers
     (out / "steps" / "sweep.json").unlink()  # as if it had been interrupted after its last method
     asked = []
-    monkeypatch.setattr(steering, "respond", lambda *told, **_: asked.append(told[2].name) or respond(*told, **_))
+    monkeypatch.setattr(sweeping, "respond", lambda *told, **_: asked.append(told[2].name) or respond(*told, **_))
     assert study(planned, out).steps["sweep"].numbers == measured and asked == []
     longer = replace(planned, steps={**planned.steps, "sweep": replace(sweep, max_new_tokens=60)})
     assert study(longer, out).steps["sweep"].numbers != measured and asked == ["tip"]

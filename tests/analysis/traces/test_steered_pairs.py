@@ -76,7 +76,7 @@ def test_pairs_part_where_their_tokens_first_differ_and_differences_are_paired(r
 def test_the_table_names_its_columns_and_says_how_many_traces_both_runs_have(runs):
     summary = compare_runs(*opened(runs), results=(runs, runs)).summary()
     assert summary.columns == ("measure", "plain", "steered", "difference", "by chance", "n")
-    assert not any("In both runs" in note for note in summary.notes)
+    assert not any("In both runs" in note or "Cut off" in note for note in summary.notes)
 
 
 def test_traces_that_are_alike_do_not_part_and_one_may_end_before_the_other(tmp_path, tokenizer):
@@ -89,6 +89,7 @@ def test_traces_that_are_alike_do_not_part_and_one_may_end_before_the_other(tmp_
                 prompt="q<think>\n",
                 completion=text,
                 tokenizer=tokenizer,
+                finish_reason="stop" if run == "plain" or i else "length",
             )
             for i, text in enumerate(completions)
         ]
@@ -99,6 +100,9 @@ def test_traces_that_are_alike_do_not_part_and_one_may_end_before_the_other(tmp_
     assert alike.token is None and alike.id == "p1/0" and shorter.plain == "(ends)" and shorter.steered.startswith("c")
     assert "1 of 2 traces part" in found.summary().finding
     assert "In both runs: 2 traces (of 2 and 3)." in found.notes
+    assert any(
+        note.startswith("Cut off at the token limit: 0 of 2 plain traces and 1 steered;") for note in found.notes
+    )
 
 
 def test_without_thinking_the_tokens_of_the_completions_are_compared(tmp_path, tokenizer):
