@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reasonscope.analysis.runs.opened_run import OpenRun
-from reasonscope.data.errors import InputError
+from reasonscope.data.errors import InputError, ReasonscopeError
 from reasonscope.data.storage.manifest import RECIPE
 from reasonscope.data.text.align import token_strings
 from reasonscope.data.trace import Sampling, Trace
@@ -64,6 +64,18 @@ def label(path: Path) -> str:
         if path.name == RECIPE
         else path.name.removesuffix(".safetensors").removesuffix(".recipe")
     )
+
+
+def has_strength(path: Path) -> bool:
+    """Whether what a file holds can be multiplied: an exit rule or a prefill acts or does not. True for a file that cannot be read."""
+    from reasonscope.steering.recipes.files import is_vector_file
+    from reasonscope.steering.recipes.recipe import Recipe
+
+    try:
+        recipe = None if is_vector_file(path) else Recipe.load(path)
+    except ReasonscopeError:  # said when it is used
+        return True
+    return recipe is None or recipe.scaled(2.0).hash != recipe.hash
 
 
 @lru_cache(maxsize=1)

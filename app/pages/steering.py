@@ -7,6 +7,7 @@ from pathlib import Path
 from shlex import quote
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from reasonscope.analysis.runs.opened_run import OpenRun
 from reasonscope.app.page_parts import components, measurements, playground, readings, state
@@ -85,15 +86,7 @@ def _playground(run: OpenRun) -> None:
         )
     weights: dict[Path, float] = {}
     for number, (path, column) in enumerate(zip(known, st.columns(max(len(known), 2)), strict=False)):
-        weights[path] = column.slider(
-            components.as_text(f"{playground.label(path)}, times its strength"),
-            -4.0,
-            4.0,
-            0.0 if number else 1.0,
-            0.25,
-            key=f"s_{path.stem}",
-            bind=state.BOUND,
-        )
+        weights[path] = _weight(column, path, 0.0 if number else 1.0)
     columns = st.columns(3)
     temperature = columns[0].slider("Temperature", 0.0, 1.5, 0.7, 0.1, key="temperature", bind=state.BOUND)
     seed = columns[1].number_input("Seed", 0, 10**6, 0, key="seed", bind=state.BOUND)
@@ -108,6 +101,14 @@ def _playground(run: OpenRun) -> None:
             st.session_state[_DUEL] = _fought(model, run, question, weights, scope, sampling)
     if (found := st.session_state.get(_DUEL)) is not None:
         _shown(found)
+
+
+def _weight(column: DeltaGenerator, path: Path, default: float) -> float:
+    """A slider for the strength of a recipe, or a switch for one that acts or does not."""
+    name, key = components.as_text(playground.label(path)), f"s_{path.stem}"
+    if not playground.has_strength(path):
+        return float(column.toggle(name, bool(default), key=key, bind=state.BOUND))
+    return float(column.slider(f"{name}, times its strength", -4.0, 4.0, default, 0.25, key=key, bind=state.BOUND))
 
 
 def _question(run: OpenRun) -> str:

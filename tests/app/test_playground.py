@@ -21,6 +21,7 @@ from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.generation.recording import record
 from reasonscope.probes.models.model import load_model
 from reasonscope.steering import SteeringVector
+from reasonscope.steering.recipes.controls import exit_part
 from reasonscope.steering.recipes.recipe import Recipe, RecipePart
 
 OLD = Path(__file__).parents[1] / "fixtures" / "written-before-the-move" / "steering" / "seal.safetensors"
@@ -44,6 +45,23 @@ def test_a_recipe_keeps_its_tokens_and_is_scaled(tmp_path):
     ]
     with pytest.raises(InputError, match="every vector has strength 0"):
         mixed({path: 0.0}, "where steps begin")
+
+
+def test_what_has_no_strength_is_switched_on_or_off(tmp_path):
+    run = tmp_path / "example"
+    shutil.copytree(EXAMPLE, run)
+    for file in (run / "steering").glob("*"):
+        file.unlink()
+    rule = run / "steering" / "exit.recipe.safetensors"
+    Recipe(name="exit", controls=(exit_part("fixed budget", 3, kind="sentence", every=1),)).save(rule)
+    Recipe(name="push", parts=mixed({OLD: 1.0}, "where steps begin").parts).save(
+        rule.with_name("push.recipe.safetensors")
+    )
+    rule.with_name("torn.recipe.safetensors").write_bytes(b"torn")
+    test = AppTest.from_function(_show, args=(str(run),), default_timeout=60).run()
+    assert not test.exception and [(one.label, one.value) for one in test.toggle] == [("exit", True)]
+    assert [one.label for one in test.slider][:2] == ["push, times its strength", "torn, times its strength"]
+    assert mixed({rule: 1.0}, "where steps begin").hash == Recipe.load(rule).hash
 
 
 def test_the_page_steers_by_the_recipe_of_a_run_and_says_how_many_tokens_were_edited(tmp_path):
