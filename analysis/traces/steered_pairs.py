@@ -89,11 +89,16 @@ class _RunComparison:
         what, tokens = ("thinking", thinking) if thinking.theirs else ("completions", self.measures["generated tokens"])
         parted = f"{len(apart)} of {len(self.partings)} traces part"
         first = f", the median at token {np.median([one.token for one in apart]):.0f}" if apart else ""
-        by = f" by {self.steered_by}" if self.steered_by else ""
+        changes = (
+            "Steering by {2} changes the tokens of the {3} by"
+            if self.steered_by
+            else "From {0} to {1} the tokens of the {3} change by"
+        )
+        changed = changes.format(*self.names, self.steered_by, what)
         change = Estimate(value=tokens.difference, low=tokens.interval[0], high=tokens.interval[1])
         relative = in_percent(_times(change, 1 / tokens.theirs)) if tokens.theirs else "–"
         return Summary(
-            finding=f"Steering{by} changes the tokens of the {what} by {relative}; {parted}{first}.",
+            finding=f"{changed} {relative}; {parted}{first}.",
             columns=("measure", "plain", "steered", "difference", "by chance", "n"),
             rows=[_row(name, one) for name, one in self.measures.items()],
             quotes=[

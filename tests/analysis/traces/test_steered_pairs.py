@@ -98,6 +98,7 @@ def test_traces_that_are_alike_do_not_part_and_one_may_end_before_the_other(tmp_
     found = compare_runs(*opened(tmp_path), results=(tmp_path, tmp_path))
     shorter, alike = found.partings
     assert alike.token is None and alike.id == "p1/0" and shorter.plain == "(ends)" and shorter.steered.startswith("c")
+    assert found.summary().finding.startswith("From plain to steered the tokens of the thinking change by")
     assert "1 of 2 traces part" in found.summary().finding
     assert "In both runs: 2 traces (of 2 and 3)." in found.notes
     assert any(
