@@ -114,7 +114,7 @@ def test_without_thinking_the_tokens_of_the_completions_are_compared(tmp_path, t
         with TraceStore.create(tmp_path / run / "store") as store:
             store.append([trace], {})
     assert (
-        "tokens of the completions by −"
+        "tokens of the completions change by −"
         in compare_runs(*opened(tmp_path), results=(tmp_path, tmp_path)).summary().finding
     )
 
