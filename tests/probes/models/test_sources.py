@@ -295,6 +295,41 @@ def test_weights_that_were_unpacked_are_plain(told):
     assert packing(config) is None
 
 
+_FP4 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
+
+
+def in_mxfp4(weight):
+    """Blocks of 32 numbers of 4 bits with one power of two for each, as gpt-oss is published; and what they stand for."""
+    rows = weight.float().transpose(1, 2).unflatten(-1, (-1, 32))
+    power = torch.ceil(torch.log2(rows.abs().amax(-1, keepdim=True) / 6))
+    code = (rows / 2**power).unsqueeze(-1).sub(_FP4).abs().argmin(-1)
+    blocks = (code[..., 0::2] | code[..., 1::2] << 4).to(torch.uint8)
+    unpacked = (_FP4[code] * 2**power).flatten(-2).transpose(1, 2)
+    return blocks, (power.squeeze(-1) + 127).to(torch.uint8), unpacked
+
+
+@pytest.mark.parametrize("dtype", [None, "float32"])
+def test_packed_experts_of_gpt_oss_are_unpacked_bit_by_bit_on_a_cpu(tmp_path, tokenizer, dtype):
+    hf = tiny_of("gpt_oss", hidden_size=64, intermediate_size=64)
+    hf.to(torch.bfloat16).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    told = json.loads((tmp_path / "config.json").read_text())
+    left = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
+    told["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": left}
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    kept, unpacked = {}, {}
+    for name, weight in hf.state_dict().items():
+        if name.endswith(("gate_up_proj", "down_proj")):
+            kept[f"{name}_blocks"], kept[f"{name}_scales"], unpacked[name] = in_mxfp4(weight)
+        else:
+            kept[name] = weight.clone()
+    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    model = load_model(str(tmp_path), dtype=dtype, tokenizer=tokenizer)
+    assert model.hf.dtype == (torch.float32 if dtype else torch.bfloat16) and len(unpacked) == 2 * model.n_layers
+    for name, weight in unpacked.items():
+        assert torch.equal(model.hf.state_dict()[name].float(), weight)
+
+
 def test_packed_weights_without_their_package_say_which(tmp_path, tokenizer, monkeypatch):
     tiny_model("qwen2").save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
