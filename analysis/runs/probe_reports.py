@@ -181,13 +181,13 @@ def remaining_figures(found: RemainingReport) -> dict[str, Figure]:
     }
 
 
-def aft_scores(
-    store: TraceStore, traces: Sequence[Trace], found: LengthReport, *, folds: int, seed: int
-) -> dict[str, Estimate]:
-    """Scores of an accelerated failure time model, which knows which lengths were cut off, on the rows and the site of the probe."""
+def aft_scores(store: TraceStore, traces: Sequence[Trace], found: LengthReport, *, seed: int) -> dict[str, Estimate]:
+    """Scores of an accelerated failure time model, which knows which lengths were cut off, on the rows, folds and sites of the probe."""
     data = length_data(store, list(traces))
-    states = data.features[:, data.sites.index(found.probe.site), 0]
-    predicted = aft_predictions(states, data.tokens, data.truncated, data.groups, folds=folds, seed=seed)
+    chosen = [data.sites.index(site) for site in found.layer]
+    predicted = aft_predictions(
+        data.features[:, :, 0], data.tokens, data.truncated, data.groups, chosen=chosen, seed=seed
+    )
 
     def concordance(rows: Rows) -> float:
         return concordance_index(data.tokens[rows], data.truncated[rows], predicted[rows])

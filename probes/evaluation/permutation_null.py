@@ -70,16 +70,16 @@ def _shuffled_within(targets: Values, groups: Sequence[str], *, seed: int) -> Va
 def _shuffled_between(targets: Values, groups: Sequence[str], *, seed: int) -> Values:
     """Give the targets of whole groups to other groups: rows of one group stay as alike as they were.
 
-    Groups are lined up in a random order and their targets dealt out to the groups in the given order, so every target is kept; if
-    groups differ in size, one may get the targets of two neighbours.
+    Of a group of another size, a row gets the target as far through that group as the row is through its own. So a label that a whole
+    group shares stays shared, and a row keeps its place in a trace.
     """
-    _, first, group_of = np.unique(np.asarray(groups), return_index=True, return_inverse=True)
+    _, group_of, sizes = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
+    rows = np.split(np.argsort(group_of, kind="stable"), np.cumsum(sizes)[:-1])
     rng = np.random.default_rng(seed)
-    drawn = rng.permutation(len(first))
-    source = np.concatenate([np.flatnonzero(group_of == group) for group in drawn])
-    goal = np.concatenate([np.flatnonzero(group_of == group) for group in range(len(first))])
     moved = np.empty_like(targets)
-    moved[goal] = targets[source]
+    for goal, drawn in zip(rows, rng.permutation(len(rows)), strict=True):
+        source = rows[drawn]
+        moved[goal] = targets[source[(2 * np.arange(len(goal)) + 1) * len(source) // (2 * len(goal))]]
     return moved
 
 

@@ -35,12 +35,13 @@ def aft_predictions(
     truncated: Mask,
     groups: Sequence[str],
     *,
+    chosen: Sequence[int],
     penalty: float = 1.0,
-    folds: int = 5,
     seed: int = 0,
 ) -> Values:
-    """Held-out lengths (row,), in tokens, by an accelerated failure time model: log(1 + tokens) linear in `features` (row, d_model).
+    """Held-out lengths (row,), in tokens, by an accelerated failure time model: log(1 + tokens) linear in `features` (row, site, d_model).
 
+    Each of the folds reads the site that was `chosen` on its own training part: a site chosen on all rows has seen those that are judged.
     The loss is the squared error; a truncated row contributes only as far as the prediction is below its count (scikit-survival's
     `FastSurvivalSVM` with a rank ratio of 0; Van Belle et al. 2011). Weighting by the probability of censoring would not work: all
     traces are cut at the same limit, so none represents the longest. `penalty` applies to ‖w‖² on standardised features. Raises
@@ -56,14 +57,15 @@ def aft_predictions(
     observed = np.empty(len(tokens), dtype=[("ended", bool), ("tokens", np.float64)])
     observed["ended"], observed["tokens"] = ~truncated, tokens + 1
     predictions = np.full(len(tokens), np.nan)
-    for fold in grouped_folds(tokens, groups, folds=folds, seed=seed):
+    for fold, site in zip(grouped_folds(tokens, groups, folds=len(chosen), seed=seed), chosen, strict=True):
+        states = features[:, site].astype(np.float64)
         if truncated[fold.train].all():
             raise InputError(
                 "every trace of a training part was cut off at the token limit; record again with a larger --max-new-tokens"
             )
-        scaler = StandardScaler().fit(features[fold.train].astype(np.float64))
+        scaler = StandardScaler().fit(states[fold.train])
         # This alpha is the weight of the errors, not of the coefficients.
         model = FastSurvivalSVM(alpha=1 / penalty, rank_ratio=0.0, fit_intercept=True, max_iter=200, random_state=seed)
-        model.fit(scaler.transform(features[fold.train]), observed[fold.train])
-        predictions[fold.test] = model.predict(scaler.transform(features[fold.test])) - 1
+        model.fit(scaler.transform(states[fold.train]), observed[fold.train])
+        predictions[fold.test] = model.predict(scaler.transform(states[fold.test])) - 1
     return predictions

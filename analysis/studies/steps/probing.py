@@ -40,7 +40,7 @@ def measure_length(store: TraceStore, *, aft: bool = False, folds: int = 5, seed
     found = probes.length(store, traces, folds=folds, seed=seed)
     numbers, summary = found.to_dict(), found.summary()
     if aft:
-        scores = aft_scores(store, traces, found, folds=folds, seed=seed)
+        scores = aft_scores(store, traces, found, seed=seed)
         numbers["aft"] = {name: score.to_dict() for name, score in scores.items()}
         rows = [
             (f"accelerated failure time, {name}", in_hundredths(score), str(found.comparison.n_problems))

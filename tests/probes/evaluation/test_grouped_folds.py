@@ -314,8 +314,18 @@ def test_shuffles_keep_what_they_say():
     between = _shuffled_between(targets, groups, seed=0)
     assert {tuple(part) for part in between.reshape(4, 3)} == {tuple(part) for part in targets.reshape(4, 3)}
     assert not np.array_equal(between, targets)
-    uneven = _shuffled_between(targets, list("aaaaabbbccdd"), seed=0)
-    assert sorted(uneven) == sorted(targets)
+
+
+def test_shuffles_between_groups_of_other_sizes_keep_what_a_group_shares_and_its_order():
+    groups = list("aaaaabbbcdd")
+    shared = np.array([10.0] * 5 + [20.0] * 3 + [30.0] + [40.0] * 2)
+    places = np.array([0.0, 0.25, 0.5, 0.75, 1.0, 0.0, 0.5, 1.0, 0.5, 0.0, 1.0])
+    labels = np.asarray(groups)
+    for seed in range(20):
+        moved, placed = (_shuffled_between(targets, groups, seed=seed) for targets in (shared, places))
+        assert all(np.ptp(moved[labels == group]) == 0 for group in "abcd")
+        assert sorted(moved[labels == group][0] for group in "abcd") == [10.0, 20.0, 30.0, 40.0]
+        assert all((np.diff(placed[labels == group]) >= 0).all() for group in "abcd")
 
 
 def test_shuffled_labels_leave_nothing_to_find():

@@ -28,6 +28,7 @@ from reasonscope.probes.evaluation.metrics import (
     spearman_within,
 )
 from reasonscope.probes.fitting.censoring import aft_predictions, concordance_index
+from reasonscope.probes.fitting.sweep import sweep
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "concordance.json").read_text(encoding="utf-8"))
 
@@ -152,13 +153,26 @@ def test_a_model_of_censored_lengths_is_not_fooled_by_the_limit():
     tokens = np.exp(5 + features[:, 0] + 0.2 * rng.standard_normal(300))
     counted, truncated = np.minimum(tokens, 200.0), tokens > 200
     groups = [str(i) for i in range(300)]
-    predicted = aft_predictions(features, counted, truncated, groups)
+    predicted = aft_predictions(features[:, None], counted, truncated, groups, chosen=[0] * 5)
     slope = np.polyfit(features[:, 0], np.log(predicted), 1)[0]
     assert slope == pytest.approx(1.0, abs=0.15)  # plain least squares on the counts finds 0.65
     assert concordance_index(counted, truncated, predicted) > 0.9
 
 
+def test_sites_that_folds_chose_leave_nothing_to_find_in_noise():
+    pytest.importorskip("sksurv", reason="the extra survival is not installed")
+    found = []
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        states, tokens = rng.standard_normal((60, 24, 1, 8)), rng.lognormal(5, 1, size=60)
+        groups = [str(i) for i in range(60)]
+        chosen = [one.layer for one in sweep(states, np.log1p(tokens), groups, task="regression").chosen]
+        predicted = aft_predictions(states[:, :, 0], tokens, np.zeros(60, dtype=bool), groups, chosen=chosen)
+        found.append(spearman(tokens, predicted))
+    assert np.mean(found) < 0.08  # at the site that all rows choose: 0.2
+
+
 def test_without_the_library_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "sksurv.svm", None)
     with pytest.raises(ImportError, match=r"reasonscope\[survival\]"):
-        aft_predictions(np.zeros((4, 1)), np.ones(4), np.zeros(4, dtype=bool), list("abcd"))
+        aft_predictions(np.zeros((4, 1, 1)), np.ones(4), np.zeros(4, dtype=bool), list("abcd"), chosen=[0, 0])

@@ -82,3 +82,21 @@ def test_two_hundred_fits_make_the_smallest_p_one_in_two_hundred():
     features, targets = noise(4, 1)
     found = permuted_sweep(features, targets, GROUPS, task="regression", folds=2)
     assert len(found.null) == N_PERMUTATIONS == 199
+
+
+def test_p_values_are_uniform_on_noise_if_groups_differ_in_size():
+    """A label that all rows of a trace share, in traces of very different lengths."""
+
+    def p_of(seed):
+        rng = np.random.default_rng(seed)
+        sizes = np.maximum(1, np.exp(rng.normal(1, 1, size=30))).astype(int)
+        labels = np.repeat(rng.permutation(np.arange(30) % 2).astype(float), sizes)
+        groups = np.repeat([str(i) for i in range(30)], sizes).tolist()
+        states = np.repeat(rng.standard_normal((30, 1, 1, 3)), sizes, axis=0)  # a trace's states are alike, too
+        return permuted_sweep(
+            states, labels, groups, task="binary", n_permutations=19, penalties=[1.0], folds=3
+        ).p_value
+
+    found = np.array([p_of(seed) for seed in range(300)])
+    assert np.mean(found <= 0.05) == pytest.approx(0.05, abs=0.038)  # three standard errors
+    assert np.mean(found) == pytest.approx(0.525, abs=0.05)
