@@ -186,12 +186,18 @@ def _from_xstest(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     return {**given, **together, "meta": meta, "messages": _user(row["prompt"], where)}
 
 
+_THOUSANDS = re.compile(r"-?\$?\d{1,3}(,\d{3})+(\.\d+)?")
+
+
 def _from_gsm8k(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     fields = _common(row, where)
     solution = fields.get("answer", "")
-    gold = solution.rpartition("####")[2].strip().replace(",", "")
+    worked, _, last = solution.rpartition("####")
+    gold = last.strip()
+    if _THOUSANDS.fullmatch(gold):  # other commas belong to the answer, as in (3, 4)
+        gold = gold.replace(",", "")
     # Each calculation of a solution of GSM8K is marked by <<, and if none is, each line is a step.
-    steps = solution.count("<<") or len([line for line in solution.partition("####")[0].splitlines() if line.strip()])
+    steps = solution.count("<<") or len([line for line in worked.splitlines() if line.strip()])
     return {
         **({"difficulty": float(steps)} if steps else {}),
         **fields,

@@ -228,3 +228,15 @@ def test_a_problem_of_gsm8k_is_as_difficult_as_its_solution_has_steps(tmp_path):
         "\n".join(json.dumps({"question": "Q?", "answer": answer}) for answer in (marked, plain)), encoding="utf-8"
     )
     assert [problem.difficulty for problem in load_problems(path)] == [2.0, 3.0]
+
+
+@pytest.mark.parametrize("gold", ["(3, 4)", "[0,1)", "1, 2", "Paris, France", "1,2", "12,3456"])
+def test_an_answer_keeps_its_commas_and_one_line_is_no_difficulty(tmp_path, gold):
+    (problem,) = load_problems(write(tmp_path, {"question": "Q?", "answer": gold}))
+    assert problem.answer == gold and problem.difficulty is None
+
+
+@pytest.mark.parametrize(("gold", "number"), [("1,234", "1234"), ("-12,345.5", "-12345.5"), ("1,234,567", "1234567")])
+def test_a_number_loses_its_thousands_separators(tmp_path, gold, number):
+    (problem,) = load_problems(write(tmp_path, {"question": "Q?", "answer": gold}))
+    assert problem.answer == number
