@@ -225,7 +225,7 @@ class ReceiversOptions(ReadsThroughModel):
 class HeadsOptions(ReceiversOptions):
     """Options of `heads`."""
 
-    exact: bool = _option(False, "Take out every head in a pass of its own, also if this takes hours.", flag="--exact")
+    exact: bool = _option(False, "Take out every head in a pass of its own, even if this takes hours.", flag="--exact")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -15,7 +15,7 @@ from reasonscope.data.errors import InputError, MissingExtraError
 
 
 def browse(
-    run: Annotated[Path | None, typer.Argument(help="The folder of a run; the example run if not given.")] = None,
+    run: Annotated[Path | None, typer.Argument(help="The folder of a run; the shipped examples if not given.")] = None,
     run_: Annotated[Path | None, typer.Option("--run", help="The same as RUN.")] = None,
     root: Annotated[
         Path | None, typer.Option(help="The folder whose runs may be opened; the parent of RUN if not given.")

@@ -79,7 +79,7 @@ def _example(
         Path, typer.Option(help="What is finished of it; if interrupted, the same command goes on from there.")
     ] = Path("runs/example-begun"),
 ) -> None:
-    """Make the example run that the app opens if no run is given. Repeat it after the organism was trained again."""
+    """Make the organism's example run, which the app offers after the real one. Repeat it after retraining the organism."""
     from reasonscope.app.demo.bundled import write_example
     from reasonscope.app.interruption import keeping
 

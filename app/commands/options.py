@@ -22,9 +22,7 @@ if TYPE_CHECKING:
     from reasonscope.probes.generation.cluster import Cluster
 
 RunOption = Annotated[Path, typer.Option(help="The folder of a run, or of the demo.")]
-ModelName = Annotated[
-    str | None, typer.Option("--model", help="The model to steer; by default the one that wrote the run.")
-]
+ModelName = Annotated[str | None, typer.Option("--model", help="The model; by default the one that wrote the run.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write every number as JSON.")]
 
 
@@ -189,7 +187,7 @@ class ServedOptions:
     server_seeds: Annotated[
         _SeedsArgument,
         typer.Option(
-            help="Whether requests carry seeds. auto leaves them out for vLLM on CPUs, which dies of them unless it was started with "
+            help="Whether requests carry seeds. auto leaves them out for vLLM on CPUs, which crashes on them unless it was started with "
             "--no-enable-chunked-prefill (then send them); such traces are marked unseeded."
         ),
     ] = _SeedsArgument.auto

@@ -150,7 +150,8 @@ def _fit(
     position: Annotated[
         str | None,
         typer.Option(
-            help="last_prompt, first_thinking, closing, last, mean, every:N, or a share of the thinking such as 0.5."
+            help="last_prompt, first_thinking, closing, last, mean, every:N, or a share of the thinking such as 0.5. By default closing, "
+            "or mean for a probe of all tokens."
         ),
     ] = None,
     kind: Annotated[

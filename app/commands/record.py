@@ -62,7 +62,7 @@ class _SamplingOptions:
         float | None, typer.Option(help="Makes tokens that were read or written less likely; 1 for none.")
     ] = None
     presence_penalty: Annotated[
-        float | None, typer.Option(help="Is taken off the logits of tokens that were written.")
+        float | None, typer.Option(help="Subtracted from the logits of tokens already written.")
     ] = None
     stop: Annotated[list[str] | None, typer.Option(help="A text that ends the completion; may be repeated.")] = None
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest completion, in tokens.")] = 1024
@@ -225,7 +225,13 @@ def record_command(
     out: Annotated[
         Path, typer.Option(help="The folder of the run. If it holds part of this run, recording resumes there.")
     ] = Path("runs/run"),
-    n: Annotated[int | None, typer.Option(min=1, help="How many problems; all of them if not given.")] = None,
+    n: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="How many problems; all of a file if not given. Needed for ledger and requests, which are generated.",
+        ),
+    ] = None,
     split: Annotated[str, typer.Option(help="The split of the data set: train, validation or test.")] = "test",
     sites: Annotated[
         str,

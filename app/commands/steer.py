@@ -38,9 +38,10 @@ PairsOption = Annotated[
     typer.Option(help="For asc and speed: a JSONL file of concise and verbose answers, as `steer pairs` makes it."),
 ]
 HeldOutOption = Annotated[
-    float, typer.Option(min=0, max=1, help="Share of the problems that no vector is made from, to judge on.")
+    float, typer.Option(min=0, max=1, help="Share of the problems that nothing is learned from, to judge on.")
 ]
 SeedOption = Annotated[int, typer.Option(help="Random seed of the split, the sampling and the random controls.")]
+AskedSeedOption = Annotated[int, typer.Option(help="Random seed of the choice of problems and of the sampling.")]
 BackendOption = Annotated[str, typer.Option(help="hooks, transformer_lens or nnsight.")]
 
 
@@ -210,10 +211,16 @@ def _apply(
     problems: Annotated[
         str | None, typer.Option(help="Problems instead: ledger, requests, a JSONL file, or hf:NAME.")
     ] = None,
-    n: Annotated[int | None, typer.Option(min=1, help="How many problems; all of them if not given.")] = None,
+    n: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="How many problems; all of a file if not given. Needed for ledger and requests, which are generated.",
+        ),
+    ] = None,
     temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature; 0 is greedy.")] = 0.7,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest completion, in tokens.")] = 512,
-    seed: SeedOption = 0,
+    seed: AskedSeedOption = 0,
     model: Annotated[
         str | None, typer.Option(help="The model to steer; by default the one that the recipe was made for.")
     ] = None,
@@ -257,7 +264,7 @@ def _pairs(
     ] = 512,
     temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature; 0 is greedy.")] = 0.0,
     batch_size: Annotated[int, typer.Option(min=1, help="Answers that are written together.")] = 32,
-    seed: SeedOption = 0,
+    seed: AskedSeedOption = 0,
     json_: JsonOption = False,
 ) -> None:
     """Make pairs for asc and speed with any model: the same problems answered under two instructions."""
@@ -401,7 +408,9 @@ def _exit(
     ] = None,
     live: Annotated[
         list[Path] | None,
-        typer.Option(help="A run of the same problems and samples that record --monitor stopped; may be repeated."),
+        typer.Option(
+            help="A run of the same problems and samples in which record --steer or --monitor stopped the model; may be repeated."
+        ),
     ] = None,
     tolerance: Annotated[
         _ExitTolerance,

@@ -57,7 +57,10 @@ def study_command(
         bool, typer.Option("--print", help="Print the plan, to copy and change it, and run nothing.")
     ] = False,
 ) -> None:
-    """Run a whole study from a plan: record, probe, steer, analyse, report. The same command again goes on; what holds is skipped."""
+    """Run a whole study from a plan: record, probe, steer, analyse, report.
+
+    The same command again goes on; steps whose results still hold are skipped.
+    """
     from reasonscope.analysis.studies.lab import Served
     from reasonscope.analysis.studies.plan import changed, plan_text, read_plan
     from reasonscope.analysis.studies.runner import kept, open_lab, outlook_summary, outlooks, study

@@ -74,8 +74,8 @@ def _length_controls(found: Mapping[str, Any]) -> str:
 
 def _steered_length(found: Mapping[str, Any]) -> str:
     return (
-        f"Steering: the SEAL vector (away from second thoughts) {_change(found)} on {found['n_problems']} problems that it was not made "
-        f"from; random vectors that move states as far change it by {_random_change(found)}."
+        f"Steering: SEAL's direction (away from second thoughts), clamped, {_change(found)} on {found['n_problems']} problems that it was "
+        f"not made from; random vectors that move states as far change it by {_random_change(found)}."
     )
 
 
@@ -84,7 +84,11 @@ def _steered_accuracy(found: Mapping[str, Any]) -> str:
 
 
 def _other_methods(summary: Mapping[str, Any]) -> str:
-    done = {title: summary[name] for name, title in (("asc", "ASC"), ("speed", "thinking speed")) if name in summary}
+    done = {
+        title: summary[name]
+        for name, title in (("asc", "ASC, clamped,"), ("speed", "thinking speed, clamped,"))
+        if name in summary
+    }
     if not done:
         return "Two more methods (ASC and thinking speed) were not run; the demo without --quick runs them."
     random = [value for found in done.values() for value in found["random_accuracy"]]

@@ -323,7 +323,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         ),
         "asc-clamp": Method(
             takes_pairs=True,
-            summary="moves states to where brief thinking has them, at the begin of the thinking and of its steps; from --pairs",
+            summary="moves states to where brief thinking has them, at the start of the thinking and of its steps; from --pairs",
             make=_where_it_turns(partial(_asc, verbose="default")),
             strengths=(0.5, 1.0),
         ),
