@@ -127,7 +127,7 @@ class _Passes:
             z, slope = seen[heads[i]][0, self.start :].detach(), slopes[i][0, self.start :]
             lost[layer, : z.shape[1]] = (z * slope).sum(-1).T.double().cpu()
             across = slopes[len(layers) + i][0, self.start :]
-            length = self._lengths(heads[i], z)  # (token, head)
+            length = self._lengths(layer, z)  # (token, head)
             moved = (length * across.norm(dim=-1, keepdim=True)).square().sum(0).div(across.shape[-1]).sqrt()
             spread[layer, : z.shape[1]] = moved.double().cpu()
         return _array(lost), _array(spread)
@@ -151,13 +151,14 @@ class _Passes:
         """Mean over the written tokens, ()."""
         return logits[0, self.start :].float().log_softmax(dim=-1).gather(1, self.written).mean()
 
-    def _lengths(self, site: Site, z: Tensor) -> Tensor:
-        """How long the vector is that each head adds to `attn_out` at each token: (token, head)."""
-        project = self.model.layout.module(self.model.hf, site)
+    def _lengths(self, layer: int, z: Tensor) -> Tensor:
+        """How far `attn_out` moves at each token without each head, after the post-norm of a block that has one: (token, head)."""
+        heads = torch.arange(z.shape[1], device=z.device)
+        states = z.repeat(len(heads) + 1, 1, 1, 1)  # the last is whole
+        states[heads, :, heads] = 0
         with torch.no_grad():
-            bias = project(torch.zeros_like(z[:1]).flatten(1))
-            alone = [torch.zeros_like(z).index_copy_(1, at, z[:, at]) for at in torch.arange(z.shape[1])[:, None]]
-            return torch.stack([(project(one.flatten(1)) - bias).norm(dim=-1) for one in alone], dim=1)
+            *without, whole = self.model.layout.attention_of_heads(self.model.hf, layer, states)
+        return torch.stack([(whole - one).norm(dim=-1) for one in without], dim=1)
 
 
 def _shifted(site: Site, shifts: dict[Site, Tensor]) -> Edit:

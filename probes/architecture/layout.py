@@ -268,7 +268,7 @@ class Layout:
         It is the sum of what the heads write, plus the bias, after the post-norm if the block has one.
         """
         weight, bias = self.output_weights(hf, layer)
-        written = torch.einsum("bthd,hdm->bthm", z, weight.to(z)).sum(dim=2)
+        written = torch.einsum("bthd,hdm->btm", z, weight.to(z))
         written = written if bias is None else written + bias.to(z)
         block = self.of_block[layer]
         if not block.has_post_norm:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from reasonscope.analysis.causal.attribution_patching import head_attribution, heads_are_few
+from reasonscope.analysis.causal.attribution_patching import _Passes, head_attribution, heads_are_few
 from reasonscope.analysis.statistics import mean_band
 from reasonscope.data.text.parse import build_trace, trace_from_text
 from reasonscope.data.text.steps_and_sentences import sentence_of_each, sentences
@@ -83,6 +83,33 @@ def test_the_band_holds_random_directions_as_long(model, trace):
     changes = np.array([log_probability(model, trace, {Site("attn_out", layer): moved}) - plain for _ in range(300)])
     inside = (changes > found.null.low[layer, head]) & (changes < found.null.high[layer, head])
     assert 0.9 < inside.mean() < 0.985
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma2", "gemma3_text", "olmo2"])
+def test_a_random_direction_moves_the_stream_as_far_as_the_head(tiny, trace, family):
+    """Also if a norm comes between the heads and the stream."""
+    model, layer, start = tiny(family), 1, trace.n_prompt_tokens - 1
+    passes, stream, seen = _Passes(model, trace), Site("resid_mid", layer), {}
+
+    def read(z, where):
+        seen["z"] = z[0, start:].clone()
+        return z
+
+    def without(head):
+        def edit(z, where):
+            changed = z.clone()
+            changed[:, start:, head] = 0
+            return changed
+
+        return edit
+
+    def stream_of(edit):
+        return passes._run({Site("z", layer): edit}, [stream])[1][stream][0, start:]
+
+    with torch.no_grad():
+        whole = stream_of(read)
+        moved = [(whole - stream_of(without(head))).norm(dim=-1) for head in range(seen["z"].shape[1])]
+    torch.testing.assert_close(passes._lengths(layer, seen["z"]), torch.stack(moved, dim=1), rtol=1e-3, atol=1e-5)
 
 
 def test_a_small_model_is_measured_exactly_and_a_text_without_tokens_is_undefined(model, trace):
