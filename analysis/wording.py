@@ -20,6 +20,7 @@ MOST_ROWS = 10
 MOST_QUOTES = 5
 FEW_QUOTES = 3
 BY_CHANCE = 0.025  # of values that are as good as chance, above a 95 % range of many draws
+PERMUTED = "permuted coordinates"  # of an answer: the null of MI if there are too few other answers
 _AROUND = 30  # characters on each side of a token
 _LONGEST = 160  # characters of a quoted sentence
 

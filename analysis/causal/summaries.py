@@ -76,7 +76,8 @@ def _cliff_summary(results: Sequence[Result], traces: Sequence[Trace]) -> Summar
 
 def _sets(n: int) -> str:
     """`3 sets (left by chance in 2 of 4 cases)`: how little the range of so few says."""
-    return f"{n} set{'s' * (n > 1)} (left by chance in 2 of {n + 1} cases)"
+    left = round(2 * chance_above(n) * (n + 1))
+    return f"{n} set{'s' * (n > 1)} (left by chance in {left} of {n + 1} cases)"
 
 
 def _ablated_summary(

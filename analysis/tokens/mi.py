@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from reasonscope.analysis.results import Axis, Band, Result, undefined
 from reasonscope.analysis.statistics import benjamini_hochberg, bootstrap_band, chance_above, null_band
 from reasonscope.analysis.tokens.nocco import EPSILON, SIGMA, mutual_information, squared_correlation
+from reasonscope.analysis.wording import PERMUTED
 from reasonscope.data.arrays import Rows, Values
 from reasonscope.data.errors import InputError
 from reasonscope.data.grammars import grammar_of
@@ -28,7 +29,7 @@ METHOD, QUANTITY = "mi", "dependence on the answer's representation (NOCCO)"
 # The words at the peaks of R1-Distill-Llama-8B (the paper's figure 4).
 LEAST_OTHERS = 5  # answers of other problems: with fewer the null is a weaker one
 MOST_OTHERS = 39  # with as many, chance lies above the band in 1 of 40
-_WEAKER_NULL = f"permuted coordinates (a weaker null: the run has fewer than {LEAST_OTHERS} other problems)"
+_WEAKER_NULL = f"{PERMUTED} (a weaker null: the run has fewer than {LEAST_OTHERS} other problems)"
 THINKING_WORDS = tuple("So Let Hmm I Okay First Wait But Now Then Since Therefore If Maybe To".split())
 
 

@@ -11,6 +11,7 @@ from reasonscope.analysis.statistics import mean_number
 from reasonscope.analysis.wording import (
     MOST_QUOTES,
     MOST_ROWS,
+    PERMUTED,
     Summarise,
     estimate_of,
     float_of,
@@ -54,14 +55,14 @@ def _mi_summary(results: Sequence[Result], traces: Sequence[Trace]) -> Summary:
     words = [row for one in table for row in one.numbers["words"].values()]
     return Summary(
         finding=f"MI peaks are {in_hundredths(peaks)} of the tokens{_most_at(words)}; at {in_hundredths(above)} of the tokens the state "
-        f"depends more on the trace's own answer than on other answers ({in_hundredths(float(chance))} by chance"
+        f"depends more on the trace's own answer than on {_others(found[0])} ({in_hundredths(float(chance))} by chance"
         f"{'' if len(found) == 1 else f'; mean of {len(found)} traces'}).",
         columns=(
             "trace" if len(found) > 1 else "site",
             "tokens",
             "mean MI",
             "at peaks",
-            "above other answers",
+            f"above {_others(found[0])}",
             "peak height (AOM)",
         ),
         rows=rows,
@@ -117,7 +118,10 @@ def _peak_quotes(result: Result, traces: Sequence[Trace]) -> list[tuple[str, str
     peaks = np.asarray(result.arrays["peaks"], dtype=bool)[-1]
     chosen = strongest([(line[i], i) for i in np.flatnonzero(peaks)], 3)
     return [
-        (in_context(trace, places[i]), f"MI {short(float(line[i]))} (other answers {span(*null_at(result, (-1, i)))})")
+        (
+            in_context(trace, places[i]),
+            f"MI {short(float(line[i]))} ({_others(result)} {span(*null_at(result, (-1, i)))})",
+        )
         for i in chosen
     ]
 
@@ -369,6 +373,11 @@ def _shifted(found: Sequence[Result], traces: Sequence[Trace]) -> list[tuple[str
         )
         for one, i in ends
     ]
+
+
+def _others(result: Result) -> str:
+    """What an answer is compared with by its null, in two words."""
+    return PERMUTED if _null(result).startswith(PERMUTED) else "other answers"
 
 
 def _null(result: Result) -> str:

@@ -65,7 +65,8 @@ class Arm:
         n_problems: Groups of problems, the unit of all intervals.
         tokens: Mean number of thinking tokens.
         accuracy: Share of right answers among problems with a gold answer; NaN without any.
-        change: Mean change of thinking tokens from the unsteered arm, as a share of the unsteered mean, paired by problem.
+        change: Mean change of thinking tokens from the unsteered arm, as a share of the unsteered mean, paired by problem;
+            NaN if the unsteered model did not think.
         n_edited: How many tokens the intervention edited.
         measures: Every defined measure by name (see MEASURES): `tokens`, `accuracy`, `refused` (also among harmful and benign
             requests alone), `well_formed` (share of answers that can be read), `repeated_ngrams` (share of repeated 4-grams) and
@@ -278,7 +279,8 @@ class SteeringExperiment:
 
     def arm(self, name: str, multiplier: float, run: ArmMeasurements) -> Arm:
         """The means of a run with their intervals, and their differences from the unsteered run."""
-        change = self._means("tokens", run) / self._means("tokens", self.base) - 1
+        unsteered = self._means("tokens", self.base)
+        change = self._means("tokens", run) / np.where(unsteered > 0, unsteered, np.nan) - 1
         measures = _known({name: self._estimate(name, run) for name in run.values})
         return Arm(
             name=name,

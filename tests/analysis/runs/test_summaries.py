@@ -2,15 +2,18 @@
 
 import ast
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from reasonscope.analysis.causal.summaries import _sets
 from reasonscope.analysis.results import Axis, Band, Result, load_results, undefined
 from reasonscope.analysis.runs.questions import QUESTIONS
 from reasonscope.analysis.runs.registry import numbers_of
 from reasonscope.analysis.runs.runner import AnalysisTask, summarise
+from reasonscope.analysis.statistics import null_band
 from reasonscope.analysis.wording import in_context, over_traces, short, span, without_columns
 from reasonscope.app.demo.bundled import EXAMPLE
 from reasonscope.data.storage.store import TraceStore
@@ -115,6 +118,26 @@ def test_one_trace_is_named_in_the_address_and_not_in_the_table():
         "moves straighter than a random walk" in summary.finding and "1 of 1 traces are straighter" in summary.notes[0]
     )
     assert summary.next_command.endswith(f"/trace?trace={id.replace('/', '%2F')}")
+
+
+def test_mi_names_the_null_that_it_was_compared_with():
+    task, results, _ = saved("mi")
+    at = next(i for i, one in enumerate(results) if one.measured and one.axes[0].name == "site")
+    few = replace(results[at], null=replace(results[at].null, what="permuted coordinates (a weaker null), 39 draws"))
+    for result, named in ((results[at], "other answers"), (few, "permuted coordinates")):
+        found = summarise(task, [result])
+        assert f"depends more on the trace's own answer than on {named} (" in found.finding
+        assert f"above {named}" in found.columns
+        assert found.quotes and all(f"({named} " in said for _, said in found.quotes)
+
+
+@pytest.mark.parametrize(("n", "said"), [(3, "2 of 4"), (39, "2 of 40"), (79, "4 of 80"), (199, "10 of 200")])
+def test_a_range_of_random_sets_says_how_often_chance_leaves_it(n, said):
+    assert f"{n} sets (left by chance in {said} cases)" in _sets(n)
+    draws = np.arange(n, dtype=np.float64)[:, None]
+    band = null_band(draws, "sets")
+    kept = int(((draws >= band.low) & (draws <= band.high)).sum())
+    assert said == f"{n + 1 - (kept - 1)} of {n + 1}"  # a new draw is as likely in each of the n + 1 gaps
 
 
 def test_an_estimate_of_heads_says_whether_the_text_gains_or_loses_and_what_was_measured():

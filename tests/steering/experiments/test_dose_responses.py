@@ -24,7 +24,7 @@ from reasonscope.steering import (
     dose_response,
 )
 from reasonscope.steering.decoding.prefills import prefill
-from reasonscope.steering.experiments.experiment import MEASURES
+from reasonscope.steering.experiments.experiment import MEASURES, ArmMeasurements
 from reasonscope.steering.experiments.side_effects import (
     compression_ratio,
     divergences,
@@ -32,6 +32,7 @@ from reasonscope.steering.experiments.side_effects import (
     logits_function,
     repeated_ngrams,
 )
+from reasonscope.steering.experiments.summaries import ArmRow, response_summary
 from reasonscope.steering.vectors.matched_controls import random_uses
 from reasonscope.steering.vectors.operators import scaled_add
 from reasonscope.steering.vectors.thinking import WrittenThinking
@@ -75,6 +76,23 @@ def test_a_multiplier_of_zero_is_the_unsteered_run(experiment, vector):
     assert (run.values["kl"] == 0).all() and run.n_edited > 0
     arm = experiment.arm("none", 0.0, run)
     assert all(estimate.value == 0 for estimate in arm.differences.values()) and arm.change.value == 0
+
+
+def test_a_model_that_never_thinks_has_no_length_to_compare(model, problems):
+    unsteered = SteeringExperiment(model, problems, SAMPLING)
+    never, thinks = (ArmMeasurements(traces=(), values={"tokens": np.full(4, n)}, n_edited=0) for n in (0.0, 9.0))
+    unsteered._base = never
+    for run in (never, thinks):
+        arm = unsteered.arm("steered", 1.0, run)
+        assert math.isnan(arm.change.value) and math.isnan(arm.change.high)
+        assert arm.differences["tokens"].value == run.values["tokens"][0]
+        row = ArmRow(arm=arm, controls=[arm])
+        summary = response_summary("seal", unsteered.base_arm, [row], control="random vectors")
+        assert "has no length to compare (the unsteered model did not think)" in summary.finding
+        assert "inf" not in str(summary)
+    unsteered._base = ArmMeasurements(traces=(), values={"tokens": np.array([0.0, 0.0, 0.0, 8.0])}, n_edited=0)
+    some = unsteered.arm("steered", 1.0, thinks).change  # resamples in which nothing is thought say nothing
+    assert some.value == pytest.approx(3.5) and math.isfinite(some.high)
 
 
 def test_perplexity_and_kl_are_those_of_the_definition(experiment, model, vector):
