@@ -25,6 +25,23 @@ RunOption = Annotated[Path, typer.Option(help="The folder of a run, or of the de
 ModelName = Annotated[str | None, typer.Option("--model", help="The model; by default the one that wrote the run.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write every number as JSON.")]
 
+ServedAs = Annotated[
+    str | None, typer.Option(help="The name of the model on the server; the same as here if not given.")
+]
+TrustServer = Annotated[
+    bool,
+    typer.Option(
+        "--trust-server",
+        help="With --backend vllm: send steering, which travels as code, to a server on another machine.",
+    ),
+]
+
+
+def check_engine(backend: str | None, server: str | None) -> None:
+    """Raise InputError if vLLM is to be the engine and has no address."""
+    if backend == "vllm" and server is None:
+        raise InputError("--backend vllm needs --server, the address at which vLLM runs with vllm-lens")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
@@ -170,20 +187,12 @@ class _SeedsArgument(StrEnum):
 class ServedOptions:
     """How a server is asked."""
 
-    served_as: Annotated[
-        str | None, typer.Option(help="The name of the model on the server; the same as here if not given.")
-    ] = None
+    served_as: ServedAs = None
     requests: Annotated[int, typer.Option(min=1, help="How many requests the server gets at a time.")] = 16
     server_timeout: Annotated[
         float, typer.Option(min=0.1, help="Longest time of one request to the server, in seconds.")
     ] = 600.0
-    trust_server: Annotated[
-        bool,
-        typer.Option(
-            "--trust-server",
-            help="With --backend vllm: send steering, which travels as code, to a server on another machine.",
-        ),
-    ] = False
+    trust_server: TrustServer = False
     server_seeds: Annotated[
         _SeedsArgument,
         typer.Option(

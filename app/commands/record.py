@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from reasonscope.app.commands.options import Load, PromptingOptions, RayOptions, ServedOptions, grouped
+from reasonscope.app.commands.options import Load, PromptingOptions, RayOptions, ServedOptions, check_engine, grouped
 from reasonscope.app.interruption import keeping
 from reasonscope.data.errors import InputError
 from reasonscope.data.summary import plural
@@ -124,8 +124,7 @@ class _ServerOptions(ServedOptions):
         """Raise InputError if workers of Ray are to record, which share the work out by themselves, or an engine has no address."""
         if ray.ray is not None and (self.server is not None or shard != "1/1"):
             raise InputError("--ray shares the work out by itself; leave out --server and --shard")
-        if backend == "vllm" and self.server is None:
-            raise InputError("--backend vllm needs --server, the address at which vLLM runs with vllm-lens")
+        check_engine(backend, self.server)
 
     def writer(
         self,

@@ -7,10 +7,9 @@ from typing import Annotated
 
 import typer
 
-from reasonscope.app.commands.options import JsonOption
+from reasonscope.app.commands.options import JsonOption, ServedAs, TrustServer, check_engine
 from reasonscope.app.commands.show import show_summary
 from reasonscope.app.interruption import keeping
-from reasonscope.data.errors import InputError
 
 
 class _EngineArgument(StrEnum):
@@ -38,20 +37,12 @@ def study_command(
         str | None,
         typer.Option(help="A server, http://host:port, that writes the texts; activations are read here afterwards."),
     ] = None,
-    served_as: Annotated[
-        str | None, typer.Option(help="The name of the model on the server; the same as here if not given.")
-    ] = None,
+    served_as: ServedAs = None,
     backend: Annotated[
         _EngineArgument | None,
         typer.Option(help="vllm: the --server is vLLM with vllm-lens, and writes the arms of sweeps, too."),
     ] = None,
-    trust_server: Annotated[
-        bool,
-        typer.Option(
-            "--trust-server",
-            help="With --backend vllm: send steering, which travels as code, to a server on another machine.",
-        ),
-    ] = False,
+    trust_server: TrustServer = False,
     retry: Annotated[bool, typer.Option("--retry", help="Run steps again that could not be measured.")] = False,
     print_: Annotated[
         bool, typer.Option("--print", help="Print the plan, to copy and change it, and run nothing.")
@@ -70,8 +61,7 @@ def study_command(
         typer.echo(plan_text(plan).rstrip())
         return
     read = changed(read_plan(plan), model=model, sources=problems or ())
-    if backend is not None and server is None:
-        raise InputError("--backend vllm needs --server, the address at which vLLM runs with vllm-lens")
+    check_engine(backend, server)
     steers = backend is not None
     served = Served(url=server, served_as=served_as, steers=steers, trusted=trust_server) if server else None
     lab = open_lab(read, out, served)

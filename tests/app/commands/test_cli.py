@@ -187,3 +187,11 @@ def test_doctor_finds_a_version_too_old(monkeypatch):
     assert not examination.sound
     assert [package.name for package in examination.core.packages if not package.satisfied] == ["torch"]
     assert CliRunner().invoke(cli.app, ["doctor"]).exit_code == 1
+
+
+@pytest.mark.parametrize("command", [["record"], ["study", "demo-quick"]], ids=["record", "study"])
+def test_an_engine_without_its_address_is_refused_alike(command, tmp_path):
+    args = [*command, "--out", str(tmp_path / "out"), "--backend", "vllm"]
+    with pytest.raises(InputError, match="--backend vllm needs --server, the address"):
+        CliRunner().invoke(cli.app, args, catch_exceptions=False, standalone_mode=False)
+    assert not (tmp_path / "out").exists()
