@@ -199,10 +199,15 @@ def aft_scores(store: TraceStore, traces: Sequence[Trace], found: LengthReport, 
 
 
 def forecast_numbers(model: Model, probe: LinearProbe, prompts: Sequence[str]) -> dict[str, Any]:
-    """How many tokens a model will think about each prompt, by a saved length probe. Raises InputError for a probe of another model."""
+    """How many tokens a model will think about each prompt, by a saved length probe.
+
+    Prompts are rendered as `model.prompt` says, and opened as in the probe's run. Raises InputError for a probe of another model.
+    """
     probe.check(probe.site, model.fingerprint)
+    known = probe.provenance.get("prompt", {})
+    opened = {"think": known.get("think", True), "open_tag": known.get("open_tag", False)}
     problems = [Problem(id=prompt, messages=(Message(role="user", content=prompt),)) for prompt in prompts]
-    read = [run_with_cache(model, model.encode_prompt(problem), [probe.site])[1] for problem in problems]
+    read = [run_with_cache(model, model.encode_prompt(problem, **opened), [probe.site])[1] for problem in problems]
     said = forecast(probe, np.stack([states[probe.site][0, -1].float().cpu().numpy() for states in read]))
     coverage = probe.provenance["interval"]["coverage"]
     return {
@@ -214,8 +219,8 @@ def forecast_numbers(model: Model, probe: LinearProbe, prompts: Sequence[str]) -
     }
 
 
-def forecast_summary(numbers: Mapping[str, Any]) -> Summary:
-    """The forecasts of `forecast_numbers` for people."""
+def forecast_summary(numbers: Mapping[str, Any], *, as_fitted: bool = True) -> Summary:
+    """The forecasts of `forecast_numbers` for people; `as_fitted` if the probe says how the prompts of its run were made."""
     coverage = f"{100 * next(iter(numbers.values()))['coverage']:.0f} % interval"
     said = {prompt: one["thinking_tokens"] for prompt, one in numbers.items()}
     tokens = {prompt: f"{one['value']:.0f}" for prompt, one in said.items()}
@@ -226,6 +231,11 @@ def forecast_summary(numbers: Mapping[str, Any]) -> Summary:
         if open_end
         else []
     )
+    if not as_fitted:
+        notes.append(
+            "This probe does not say how the prompts of its run were made, so these have no system message, no template arguments and "
+            "no opening tag; if the run had any, fit the probe again: reasonscope probe length --run RUN"
+        )
     if len(said) == 1:
         [prompt] = said
         finding = (

@@ -70,10 +70,12 @@ def _forecast(
     from reasonscope.analysis.runs.probe_reports import forecast_numbers, forecast_summary
     from reasonscope.probes.fitting.linear_probes import LinearProbe
     from reasonscope.probes.models.model import load_model
+    from reasonscope.probes.models.prompting import as_recorded
 
     fitted = LinearProbe.load(probe)
-    numbers = forecast_numbers(load_model(model or str(fitted.model.get("name")), **load), fitted, prompts)
-    show_summary(forecast_summary(numbers), numbers, json_)
+    how = as_recorded({**fitted.provenance, "model": fitted.model}, {**load})
+    numbers = forecast_numbers(load_model(model or str(fitted.model.get("name")), **how), fitted, prompts)
+    show_summary(forecast_summary(numbers, as_fitted="prompt" in fitted.provenance), numbers, json_)
 
 
 @probe.command("refusal")

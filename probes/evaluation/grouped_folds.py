@@ -101,9 +101,8 @@ def grouped_folds(
     if len(labels) != len(targets):
         raise InputError(f"{len(labels)} groups for {len(targets)} rows; give one per row")
     if (n := len(np.unique(labels))) < folds or folds < 2:
-        raise InputError(
-            f"{n} groups of problems for {folds} folds; record more problems or ask for fewer folds, at least 2"
-        )
+        remedy = f"record more problems{other_folds(n, folds)}" if folds >= 2 else "ask for at least 2"
+        raise InputError(f"{n} groups of problems for {folds} folds; {remedy}")
     if not np.isfinite(targets).all():
         raise InputError("a target is NaN or infinite; leave its row out")
     if task == "binary":
@@ -126,12 +125,21 @@ def _split(targets: bytes, groups: tuple[str, ...], task: Task, folds: int, seed
 def nested_folds(
     targets: Values, groups: Sequence[str], *, task: Task = "regression", folds: int = 5, seed: int = 0
 ) -> list[NestedFold]:
-    """`grouped_folds`, and the same again inside each training part, with fewer folds if the rarer class has fewer groups left."""
+    """`grouped_folds`, and the same again inside each training part, with fewer folds if the rarer class has fewer groups left.
+
+    Raises InputError as that does, and if a training part has fewer than two groups of a class.
+    """
     labels = np.asarray(groups)
     nested = []
     for outer in grouped_folds(targets, groups, task=task, folds=folds, seed=seed):
         train = outer.train
         n_inner = min(folds, _groups_of_rarest(targets[train], labels[train], task))
+        if n_inner < 2:
+            n, of = _groups_of_rarest(targets, labels, task), "" if task == "regression" else " of a class"
+            raise InputError(
+                f"{n} groups of problems{of} for {folds} folds leave {n_inner} to learn from in one of them, and the choice of layer and "
+                f"penalty needs 2; record more problems{other_folds(n, folds)}"
+            )
         inner = grouped_folds(targets[train], labels[train].tolist(), task=task, folds=n_inner, seed=seed)
         whole = tuple(Fold(train=train[fold.train], test=train[fold.test]) for fold in inner)
         nested.append(NestedFold(outer=outer, inner=whole))
@@ -324,6 +332,14 @@ def direction_cosines(directions: NDArray[np.floating]) -> Values:
     return np.asarray(unit @ unit.T, dtype=np.float64)
 
 
+def other_folds(groups: int, folds: int) -> str:
+    """The advice to ask for as many folds as there are `groups` of problems, in place of `folds`; empty if that would not work either.
+
+    Each training part then lacks one group, and has to be split again.
+    """
+    return f", or ask for {groups} folds (--folds {groups})" if groups >= 3 and groups != folds else ""
+
+
 def _check_classes(targets: Values, labels: NDArray[np.str_], folds: int) -> None:
     classes = np.unique(targets)
     if not np.isin(classes, [0, 1]).all():
@@ -333,7 +349,7 @@ def _check_classes(targets: Values, labels: NDArray[np.str_], folds: int) -> Non
     for value in classes:
         if (n := len(np.unique(labels[targets == value]))) < folds:
             raise InputError(
-                f"class {value:.0f} is in {n} groups of problems for {folds} folds; record more of it or ask for fewer folds"
+                f"class {value:.0f} is in {n} groups of problems for {folds} folds; record more of it{other_folds(n, folds)}"
             )
 
 

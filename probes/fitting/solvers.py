@@ -303,7 +303,7 @@ def _checked(
         shape = None if mask is None else tuple(mask.shape)
         raise InputError(f"a mask of shape {shape} for {problems} problems and {rows} rows")
     if (folds.sum(-1) < 2).any():
-        raise InputError("a training set has fewer than 2 rows; record more traces or ask for fewer folds")
+        raise InputError("a training set has fewer than 2 rows; record more traces")
     return targets, folds
 
 
@@ -312,4 +312,4 @@ def _check_classes(targets: Tensor, folds: Tensor) -> None:
         raise InputError("logistic targets other than 0 and 1; encode the two classes as 0 and 1")
     ones = (folds * targets[:, None]).sum(-1)
     if ((ones == 0) | (ones == folds.sum(-1))).any():
-        raise InputError("a training set has one class only; record more traces of the other or ask for fewer folds")
+        raise InputError("a training set has one class only; record more traces of the other")

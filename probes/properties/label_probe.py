@@ -359,13 +359,15 @@ def judge_on(
 ) -> AppliedReport:
     """Score the traces of `store` that have a label with a saved probe, leaving out problems that it learned from.
 
-    Raises InputError for a probe that states neither its position nor what it learned from, if no problem is left, or if the traces that
-    are left are of one class.
+    Raises InputError for a probe that `fit` did not make, if no problem is left that it did not learn from, or if the traces that are left
+    are of one class.
     """
     about = probe.provenance
-    if "position" not in about:
+    if not {"label", "position"} <= about.keys():
+        other = " or forecast with it (`reasonscope probe forecast`)," if "interval" in about else ""
         raise InputError(
-            "this probe does not state the position that it reads, so it cannot be judged; fit one with `reasonscope probe fit`"
+            f"a probe of {about.get('target', 'something else')} cannot be judged by a label, because `reasonscope probe fit` did not make "
+            f"it; leave --label out to score tokens with it,{other} or fit a probe of the label"
         )
     task: LabelTask = "classification" if probe.task == "binary" else "regression"
     place = Place.parse(about["position"])

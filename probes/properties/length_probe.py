@@ -238,7 +238,7 @@ def length(
             n_resamples=n_resamples,
             seed=seed,
         ),
-        probe=_kept(swept, data, band, seed),
+        probe=_kept(swept, data, band, store.meta, seed),
         within_difficulty=_defined(within["within_difficulty"]),
         within_dataset=_defined(within.get("within_dataset")),
         undefined={name: why for name, why in within.items() if isinstance(why, str)},
@@ -350,7 +350,8 @@ def _between_share(rollouts: Sequence[Sequence[Trace]]) -> float | None:
     return float(max(0.0, 1 - within / total))
 
 
-def _kept(swept: SweepResult, data: _LengthData, band: ResidualBand, seed: int) -> LinearProbe:
+def _kept(swept: SweepResult, data: _LengthData, band: ResidualBand, meta: Mapping[str, Any], seed: int) -> LinearProbe:
+    """The probe, with how its run was asked: a forecast has to read the same kind of prompt."""
     return LinearProbe(
         coef=swept.coef,
         intercept=swept.intercept,
@@ -366,6 +367,7 @@ def _kept(swept: SweepResult, data: _LengthData, band: ResidualBand, seed: int) 
             "groups": len(set(data.groups)),
             "learned_from": sorted(set(data.groups)),
             "truncated": data.n_truncated,
+            **{key: meta[key] for key in ("prompt", "thinking") if key in meta},
             "interval": {
                 "coverage": band.coverage,
                 "log": [end if np.isfinite(end) else None for end in (band.low, band.high)],

@@ -137,9 +137,7 @@ def remaining(
         print(report.comparison.score, report.within_position)
     """
     if traces is None:
-        traces = [trace for trace in store if len(_read_thinking(trace))]
-        if not traces:
-            raise InputError(without_thinking(list(store)))
+        traces = with_read_thinking(list(store))
     sites = residual_sites(store)
     points = _thinking_points(traces, per_trace=per_trace)
     groups = trace_groups(points.traces)
@@ -211,6 +209,14 @@ def remaining(
         true=true,
         layer=tuple(sites[choice.layer] for choice in swept.chosen),
     )
+
+
+def with_read_thinking(traces: Sequence[Trace]) -> list[Trace]:
+    """Those of `traces` that have a thinking token with a state. Raises InputError if none has."""
+    found = [trace for trace in traces if len(_read_thinking(trace))]
+    if not found:
+        raise InputError(without_thinking(traces))
+    return found
 
 
 def _thinking_points(traces: Sequence[Trace], *, per_trace: int) -> Points:

@@ -9,6 +9,7 @@ from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.summary import Summary, in_hundredths, in_percent
 from reasonscope.data.trace import Trace
 from reasonscope.probes.evaluation.comparison import Comparison
+from reasonscope.probes.evaluation.grouped_folds import other_folds
 from reasonscope.probes.fitting.linear_probes import FittedProbe, LinearProbe
 
 NO_TRACES = "the run has no traces to learn from; record some: reasonscope record --problems ledger --n 240 --out RUN"
@@ -109,5 +110,5 @@ def class_shortage(groups: Mapping[str, int], folds: int, remedy: str) -> str:
     if all(n >= folds for n in groups.values()):
         return ""
     counts = " and ".join(f"the {name} in {n}" for name, n in groups.items())
-    fewer = f", or ask for fewer folds (--folds {least})" if (least := min(groups.values())) >= 2 else ""
+    fewer = other_folds(min(groups.values()), folds)
     return f"a probe needs each class in at least {folds} groups of problems, but has {counts}; {remedy}{fewer}"

@@ -22,7 +22,7 @@ from reasonscope.analysis.studies.steps.base import Outcome, Step, Work
 from reasonscope.analysis.studies.steps.measured import Measured, command_line
 from reasonscope.data.errors import InputError
 from reasonscope.data.storage.store import TraceStore
-from reasonscope.data.summary import in_hundredths
+from reasonscope.data.summary import in_hundredths, plural
 from reasonscope.data.trace import Trace
 from reasonscope.probes.architecture.sites import Site, expand_sites
 from reasonscope.probes.fitting.positions import POSITIONS, Position, position_name
@@ -30,6 +30,7 @@ from reasonscope.probes.properties.correctness_probe import positions_summary
 from reasonscope.probes.properties.label_probe import probe_kind
 from reasonscope.probes.properties.labels import file_name, label_task
 from reasonscope.probes.properties.refusal_probe import refusal_maps
+from reasonscope.probes.properties.remaining_probe import with_read_thinking
 from reasonscope.probes.properties.request_outcomes import CONTRASTS
 from reasonscope.steering.experiments.held_out import split_run
 
@@ -59,11 +60,14 @@ def measure_length(store: TraceStore, *, aft: bool = False, folds: int = 5, seed
 
 
 def measure_remaining(store: TraceStore, *, per_trace: int = 8, folds: int = 5, seed: int = 0) -> Measured:
-    """How much thinking is left, at positions all along it."""
-    found = probes.remaining(store, choose_traces(store, "problems"), per_trace=per_trace, folds=folds, seed=seed)
+    """How much thinking is left, at positions all along it; requests, and traces without any thinking that was read, are left out."""
+    traces = with_read_thinking(choose_traces(store, "problems"))
+    found = probes.remaining(store, traces, per_trace=per_trace, folds=folds, seed=seed)
+    summary, asked = found.summary(), sum("harmful" not in trace.problem.meta for trace in store)
+    note = f"{plural(asked - len(traces), 'trace')} without a thinking token that the model read: left out."
     return Measured(
         name="remaining",
-        summaries=[found.summary()],
+        summaries=[replace(summary, notes=[*summary.notes, note]) if len(traces) < asked else summary],
         numbers=found.to_dict(),
         figures=remaining_figures(found),
         probes={"remaining": found.probe},

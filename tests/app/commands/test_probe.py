@@ -3,14 +3,17 @@
 import json
 import random
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from safetensors import safe_open
 from typer.testing import CliRunner
 
+from reasonscope import probes
 from reasonscope.analysis.runs import probe_reports
 from reasonscope.analysis.runs.probe_reports import forecast_numbers
+from reasonscope.analysis.studies.steps.probing import measure_remaining
 from reasonscope.app import cli
 from reasonscope.data.errors import InputError
 from reasonscope.data.exchange.problem_sets import load_problems
@@ -182,6 +185,32 @@ def test_remaining_prints_its_numbers_beside_the_position(run):
     assert kept["command"] == f"reasonscope probe remaining --run {run} --per-trace 4 --folds 3 --seed 0"
 
 
+def test_remaining_leaves_out_traces_without_any_thinking_that_was_read(tmp_path, run):
+    """Without a block, with an empty one, and cut at the first token of their thinking."""
+    whole, bpe = TraceStore.open(run / "store"), train_tokenizer(tokenizer_texts(0, 50))
+    kept_traces = [trace for trace in whole if trace.problem.answer is not None]
+    states = [whole.activations(trace.id, "resid_post.1") for trace in kept_traces]
+    prompt, _ = chat("How many?", "", "")
+    without = []
+    for name, completion in {"none": "7", "empty": "<think>\n\n</think>\n\n7", "cut": "<think>\nSo it"}.items():
+        given, written = bpe.encode(prompt.removesuffix("<think>\n")).ids, bpe.encode(completion).ids
+        problem = Problem(id=name, prompt=f"How many, {name}?")
+        how = {"problem": problem, "n_prompt_tokens": len(given), "tokenizer": bpe, "model": MODEL}
+        made = [build_trace(id=name, token_ids=given + written[:end], **how) for end in range(1, len(written) + 1)]
+        without.append(made[-1] if name != "cut" else next(trace for trace in made if trace.n_thinking_tokens))
+    assert [trace.state for trace in without] == ["absent", "empty", "truncated"]
+    noise = [np.ones((len(trace.token_ids) - 1, 4), dtype=np.float32) for trace in without]
+    with TraceStore.create(tmp_path / "run" / "store", sites=["resid_post.1"]) as store:
+        store.append([*kept_traces, *without], {"resid_post.1": [*states, *noise]})
+    said = shown("remaining", "--run", tmp_path / "run", "--folds", 3)
+    assert "in 40 traces" in said and "3 traces without a thinking token that the model read: left out." in said
+    assert "left out" not in shown("remaining", "--run", run, "--folds", 3)
+    with TraceStore.create(tmp_path / "bare" / "store", sites=["resid_post.1"]) as store:
+        store.append(without, {"resid_post.1": noise})
+    with pytest.raises(InputError, match="none of the 2 traces has thinking"):
+        measure_remaining(store)
+
+
 def test_length_by_a_model_that_knows_of_cut_off_traces(run):
     found = numbers("length", "--run", run, "--aft")
     assert found["aft"]["concordance"]["value"] > 0.8
@@ -210,6 +239,55 @@ def test_a_kept_probe_forecasts_new_prompts(run, tmp_path):
     _, states = run_with_cache(organism, prompt, [Site("resid_post", 2)])
     read = LinearProbe.load(kept_at).scores(states[Site("resid_post", 2)][0, -1].numpy())
     assert tokens["value"] == pytest.approx(np.expm1(read), rel=1e-5)
+
+
+ASKED = "<|im_start|>user\nBye?<|im_end|>\n<|im_start|>assistant\n<think>\n"
+
+
+@pytest.mark.parametrize(
+    ("recorded", "prompt"),
+    [
+        ({"prompt": {"system": "Be brief."}}, f"<|im_start|>system\nBe brief.<|im_end|>\n{ASKED}"),
+        ({"prompt": {"think": False}}, f"{ASKED}\n</think>\n\n"),
+        (
+            {
+                "prompt": {"open_tag": True},
+                "thinking": {"mode": "tags", "tags": {"open": "<plan>", "close": "</plan>", "answer": ""}},
+            },
+            f"{ASKED}<plan>\n",
+        ),
+        ({"prompt": {}}, ASKED),
+        ({}, ASKED),
+    ],
+    ids=["system", "no thinking", "opened", "plain", "unknown"],
+)
+def test_a_forecast_reads_the_prompt_that_the_run_of_the_probe_had(tmp_path, traces_of_noise, recorded, prompt):
+    """And a probe that does not say how its run was asked says so."""
+    organism = load_model("organism")
+    with TraceStore.create(tmp_path / "store", sites=["resid_post.2"], meta=recorded) as store:
+        store.append(traces_of_noise, {"resid_post.2": [rows_of(trace, organism) for trace in traces_of_noise]})
+    found = probes.length(store, folds=3, n_permutations=1, n_resamples=20).probe
+    path = tmp_path / "length.safetensors"
+    replace(found, model=organism.fingerprint).save(path)
+    args = ["probe", "forecast", str(path), "Bye?"]
+    said = json.loads(CliRunner().invoke(cli.app, [*args, "--json"], catch_exceptions=False).stdout)
+    ids = organism.tokenizer.encode(prompt, add_special_tokens=False)
+    _, states = run_with_cache(organism, ids, [found.site])
+    expected = forecast(found, states[found.site][0, -1].numpy())
+    assert said["Bye?"]["thinking_tokens"]["value"] == pytest.approx(float(expected.tokens), rel=1e-4)
+    told = CliRunner().invoke(cli.app, args, catch_exceptions=False, env={"COLUMNS": "500"}).stdout
+    assert ("does not say how the prompts of its run were made" in told) == (recorded == {})
+
+
+@pytest.fixture(scope="module")
+def traces_of_noise(run):
+    """Traces with thinking, without their states."""
+    return [trace for trace in TraceStore.open(run / "store") if trace.problem.answer is not None][:12]
+
+
+def rows_of(trace, model):
+    rng = np.random.default_rng(trace.n_thinking_tokens)
+    return rng.standard_normal((len(trace.token_ids) - 1, model.d_model)).astype(np.float32)
 
 
 def test_a_probe_of_another_kind_or_model_forecasts_nothing(tmp_path):
@@ -305,6 +383,25 @@ def test_a_label_of_ones_own_is_fitted_and_judged(run, tmp_path):
     judged = json.loads(result.stdout)["judged"]
     assert judged["metrics"]["auroc"]["value"] > 0.9
     assert judged["n_traces"] + judged["n_seen"] == 120 and judged["n_seen"] > 40
+
+
+@pytest.mark.parametrize(
+    ("provenance", "message"),
+    [
+        ({"target": "log(1 + thinking tokens)", "position": "last prompt token", "interval": {}}, "probe forecast"),
+        ({"target": "log(1 + thinking tokens remaining)", "position": "thinking"}, "thinking tokens remaining"),
+        ({"target": "correctness", "position": "window"}, "of correctness"),
+        ({"target": "intent", "positions": ["window"]}, "of intent"),
+        ({}, "of something else"),
+    ],
+)
+def test_only_a_probe_of_a_label_is_judged_by_a_label(run, tmp_path, provenance, message):
+    path = kept(tmp_path / "other.safetensors", provenance={**provenance, "learned_from": []})
+    args = ["probe", "apply", str(path), "--run", str(run), "--label", "meta.harmful"]
+    with pytest.raises(
+        InputError, match=f"{message}.*cannot be judged by a label|cannot be judged by a label.*{message}"
+    ):
+        CliRunner().invoke(cli.app, args, catch_exceptions=False, standalone_mode=False)
 
 
 def test_an_unknown_task_is_status_2(run, monkeypatch, capsys):

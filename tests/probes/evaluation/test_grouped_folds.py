@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -175,6 +176,27 @@ def test_too_few_groups_and_nan_are_refused():
         grouped_folds(np.zeros(6), ["a", "b"] * 3, folds=1)
     with pytest.raises(InputError, match="NaN"):
         grouped_predictions(Ridge(), np.full((6, 1), np.nan), np.zeros(6), list("abcdef"))
+
+
+@pytest.mark.parametrize("task", ["regression", "binary"])
+@pytest.mark.parametrize("groups", range(2, 8))
+@pytest.mark.parametrize("folds", range(2, 8))
+def test_folds_that_an_error_advises_work(task, groups, folds):
+    """Of two classes, the rarer is in `groups` groups of problems; and if nothing is advised, no number of folds works."""
+    names = [f"rare {i}" for i in range(groups)] + [f"other {i}" for i in range(12 * (task == "binary"))]
+    targets = np.array([float(name.startswith("rare")) for name in names])
+
+    def fails(folds):
+        try:
+            nested_folds(targets, names, task=task, folds=folds)
+        except InputError as error:
+            return str(error)
+        return ""
+
+    if message := fails(folds):
+        advised = re.search(r"--folds (\d)", message)
+        assert "record more" in message and " 1 folds" not in message
+        assert not fails(int(advised[1])) if advised else all(fails(k) for k in range(2, 8)), message
 
 
 @pytest.fixture

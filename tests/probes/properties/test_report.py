@@ -233,6 +233,7 @@ def test_a_class_that_is_too_rare_is_counted_in_the_words_of_the_property(stores
         probes.correctness(stores["ledgers"], [*right, wrong])
     assert "--folds 3" in class_shortage({"rare": 3, "common": 9}, 5, "record more")
     assert class_shortage({"rare": 5, "common": 9}, 5, "record more") == ""
+    assert class_shortage({"rare": 2, "common": 9}, 5, "record more").endswith("; record more")  # 2 folds do not work
 
 
 def test_a_contrast_that_lacks_a_class_is_named_and_the_others_are_measured(stores, traces):
