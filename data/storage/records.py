@@ -74,7 +74,7 @@ def _problem_to_json(problem: Problem) -> dict[str, Any]:
     return asdict(problem)
 
 
-def _problem_of_json(values: Mapping[str, Any]) -> Problem:
+def problem_of_json(values: Mapping[str, Any]) -> Problem:
     """The inverse of `_problem_to_json`."""
     return Problem(**{**values, "messages": tuple(Message(**message) for message in values["messages"])})
 
@@ -112,7 +112,7 @@ def _trace(row: Mapping[str, Any]) -> Trace:
     sampling = row["sampling"].as_py()
     return Trace(
         id=row["id"].as_py(),
-        problem=_problem_of_json(json.loads(row["problem"].as_py())),
+        problem=problem_of_json(json.loads(row["problem"].as_py())),
         text=row["text"].as_py(),
         token_ids=_array(row["token_ids"], np.int64),
         offsets=np.stack([_array(row["token_start"], np.int64), _array(row["token_stop"], np.int64)], axis=1),

@@ -13,6 +13,7 @@ rows. Without this package: `pyarrow.parquet.read_table` and `safetensors.safe_o
 ml_dtypes`).
 """
 
+import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 from reasonscope.data.errors import InputError, ReasonscopeError, SiteError, StoreError
 from reasonscope.data.storage.durable import TEMPORARY, remove
 from reasonscope.data.storage.manifest import LOCK, NAME, RECIPE, SHARDS, Manifest, Shard, SiteType, look_at, shard_name
-from reasonscope.data.storage.records import traces_of_table
+from reasonscope.data.storage.records import problem_of_json, traces_of_table
 from reasonscope.data.storage.safetensors_file import DTYPES
 from reasonscope.data.storage.shards import (
     SHARD_SCHEMA,
@@ -42,7 +43,7 @@ from reasonscope.data.storage.shards import (
 from reasonscope.data.storage.soundness import check_store, link_problem, need_blank
 from reasonscope.data.storage.untrusted import wrap_errors
 from reasonscope.data.storage.writer_lock import WriterLock
-from reasonscope.data.trace import Trace
+from reasonscope.data.trace import Problem, Trace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,6 +258,13 @@ class TraceStore:
         """All traces as one Arrow table: the columns of `records.TRACE_SCHEMA`, and the place of their rows."""
         tables = [self._table(shard) for shard in self._manifest.shards]
         return pa.concat_tables(tables) if tables else SHARD_SCHEMA.empty_table()
+
+    def problems(self) -> tuple[Problem, ...]:
+        """The different problems of the traces, in the order in which they were stored; nothing else is read."""
+        tables = [self._table(shard, columns=["problem"]) for shard in self._manifest.shards]
+        texts = dict.fromkeys(text for table in tables for text in table["problem"].to_pylist())
+        with wrap_errors(self._folder, StoreError):
+            return tuple(problem_of_json(json.loads(text)) for text in texts)
 
     def activations(self, id: str, site: str) -> NDArray[Any]:
         """The activations of a trace at `site`; only these bytes are read.

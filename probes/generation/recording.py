@@ -18,6 +18,7 @@ from reasonscope.data.errors import InputError, SiteError, StoreError
 from reasonscope.data.progress import Work, say, working
 from reasonscope.data.storage.manifest import NAME
 from reasonscope.data.storage.store import TraceStore
+from reasonscope.data.summary import plural
 from reasonscope.data.trace import Problem, Sampling, Trace
 from reasonscope.probes.architecture.sites import Site, expand_sites
 from reasonscope.probes.backends.attached import require_plain
@@ -138,7 +139,7 @@ def record(
         **({KEY: dict(steered.meta)} if steered else {}),
         **({MONITOR_KEY: dict(monitor.meta)} if monitor and monitor.meta else {}),
     }
-    store = _open(Path(path), meta, [str(site) for site in wanted], resume)
+    store = _open(Path(path), meta, wanted, problems, resume)
     if steered and store.recipe is not None and not store.recipe.exists():
         steered.write(store.recipe)
     done = {*store.ids, *leave_out}
@@ -206,7 +207,8 @@ def record_written(
         if not len(trace.token_ids):
             raise InputError(f"trace {trace.id!r} has no tokens; encode it with the tokenizer of {model.name}")
     known = {**(meta or {}), "model": dict(model.fingerprint)}
-    store = _open(Path(path), known, [str(site) for site in wanted], True)
+    store = _open(Path(path), known, wanted, [trace.problem for trace in traces], True)
+    _check_texts(store, traces)
     done = set(store.ids)
     left = [trace for trace in traces if trace.id not in done]
     writer = _Writer(store, wanted)
@@ -444,26 +446,79 @@ def _steered_in_engine(engine: VllmWriter, steer: Steers | None) -> Steered | No
     return Steered(meta=steer.meta, write=steer.save, prefill=there.prefill)
 
 
-def _open(path: Path, meta: Mapping[str, Any], sites: Sequence[str], resume: bool) -> TraceStore:
+def _open(
+    path: Path, meta: Mapping[str, Any], sites: Sequence[Site], problems: Sequence[Problem], resume: bool
+) -> TraceStore:
+    names = [str(site) for site in sites]
     if not resume or not (path / NAME).exists():
-        return TraceStore.create(path, meta=meta, sites=sites)
+        return TraceStore.create(path, meta=meta, sites=names)
     store = TraceStore.open(path)
     if not len(store):  # an earlier try failed before its first trace
-        return TraceStore.create(path, meta=meta, sites=sites)
+        return TraceStore.create(path, meta=meta, sites=names)
+    check_settings(store, meta, names)
+    check_problems(store, problems)
+    return store
+
+
+def check_settings(store: TraceStore, meta: Mapping[str, Any], sites: Sequence[str]) -> None:
+    """Raise StoreError if the traces of a store were recorded with other settings than these."""
     check_steering(store, meta.get(KEY))
     different = list(_differences(_completed(store.meta, meta), json.loads(json.dumps(meta))))
     if store.sites != tuple(sites):
         different.append(f"sites: {', '.join(store.sites) or 'none'} (now {', '.join(sites) or 'none'})")
     if different:
         raise StoreError(
-            f"{path} was recorded with other settings: {'; '.join(different)}. Use the same settings, or another folder"
+            f"{store.path} was recorded with other settings: {'; '.join(different)}. Use the same settings, or another folder"
         )
-    return store
+
+
+def check_problems(store: TraceStore, problems: Sequence[Problem]) -> None:
+    """Raise StoreError if a store has traces of one of `problems` with another text or answer; say how many other problems it has."""
+    asked, others = {problem.id: problem for problem in problems}, set[str]()
+    for there in store.problems():
+        if there.id not in asked:
+            others.add(there.id)
+        elif changes := list(_changes(_asked(there), _asked(asked[there.id]))):
+            raise StoreError(
+                f"{store.path} has traces of problem {there.id!r} from before it was changed: {'; '.join(changes)}. Give another folder "
+                "(--out), or remove this one to record it again"
+            )
+    if others:
+        say(
+            f"{store.path} also has traces of {plural(len(others), 'problem')} not asked for now, such as {min(others)!r}; if they "
+            "come from another file, give another folder (--out)"
+        )
+
+
+def _asked(problem: Problem) -> dict[str, Any]:
+    """What a model is asked and graded by; the rest of a problem may change while a run lasts."""
+    messages = [(message.role, message.content) for message in problem.messages]
+    return {"messages": messages, "prompt": problem.prompt, "answer": problem.answer}
+
+
+def _changes(there: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """What differs, from shortly before the first difference: texts may be long."""
+    for name, value in there.items():
+        if value != now[name]:
+            old, new = str(value), str(now[name])
+            at = next((i for i, (one, other) in enumerate(zip(old, new, strict=False)) if one != other), 0)
+            shown = slice(max(0, at - 20), at + 60)
+            yield f"{name}: {old[shown]} (now {new[shown]})"
+
+
+def _check_texts(store: TraceStore, traces: Sequence[Trace]) -> None:
+    """Raise StoreError if a store has one of the traces with another text."""
+    texts = {trace.id: trace.text for trace in traces}
+    for there in store:
+        if texts.get(there.id, there.text) != there.text:
+            raise StoreError(
+                f"{store.path} has trace {there.id!r} with another text. Give another folder (--out), or remove this one to read it again"
+            )
 
 
 def _completed(there: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
     """The `meta` of a store with the settings that did not exist when it was recorded: thinking between tags, and their defaults."""
-    by_tags = {"thinking": now["thinking"]} if now["thinking"]["mode"] == "tags" else {}
+    by_tags = {"thinking": now["thinking"]} if now.get("thinking", {}).get("mode") == "tags" else {}
     sampling = {**json.loads(json.dumps(asdict(Sampling()))), **there.get("sampling", {})}
     return {**by_tags, **there, **({"sampling": sampling} if "sampling" in there else {})}
 

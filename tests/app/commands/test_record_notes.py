@@ -1,4 +1,4 @@
-"""What `record` says of problems that a chat model would misread."""
+"""What `record` says of problems that a chat model would misread, or that are not those of the run."""
 
 import json
 
@@ -6,6 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from reasonscope.app import cli
+from reasonscope.data.errors import StoreError
 
 
 @pytest.mark.parametrize(
@@ -18,3 +19,20 @@ def test_a_raw_prompt_skips_the_chat_template_and_record_says_so(tmp_path, line,
     done = CliRunner().invoke(cli.app, args)
     assert done.exit_code == 0, done.output
     assert ("1 of 1 problems have a raw `prompt`" in done.output) is told
+
+
+def test_a_line_that_was_edited_is_refused_and_another_file_is_noticed(tmp_path):
+    problems = tmp_path / "p.jsonl"
+    args = ["record", "--out", str(tmp_path / "run"), "--max-new-tokens", "2", "--sites", "", "--problems"]
+
+    def asked(path, question, gold):
+        path.write_text(json.dumps({"messages": [{"role": "user", "content": question}], "answer": gold}))
+        return CliRunner().invoke(cli.app, [*args, str(path)])
+
+    assert asked(problems, "1 + 1 =", "3").exit_code == 0
+    assert "not asked for" not in asked(problems, "1 + 1 =", "3").output
+    edited = asked(problems, "2 + 2 =", "4")
+    assert isinstance(edited.exception, StoreError)
+    assert "'p-1'" in str(edited.exception) and "(now [('user', '2 + 2 =')])" in str(edited.exception)
+    other = asked(tmp_path / "q.jsonl", "2 + 2 =", "4")
+    assert other.exit_code == 0 and "1 problem not asked for now, such as 'p-1'" in other.output

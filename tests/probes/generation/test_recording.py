@@ -213,6 +213,57 @@ def test_a_store_that_was_recorded_otherwise_is_refused(model, tmp_path, change,
         run(model, tmp_path / "run", PROBLEMS[:1], **change)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"messages": (Message(role="user", content="2 + 2 ="),)}, r"'p1' .*messages: .*1 \+ 1 =.* \(now .*2 \+ 2 ="),
+        ({"messages": (Message(role="system", content="1 + 1 ="),)}, r"messages: .*'user'.* \(now .*'system'"),
+        ({"messages": (), "prompt": "1 + 1 ="}, r"prompt: None \(now 1 \+ 1 ="),
+        ({"answer": "4"}, r"answer: 2 \(now 4\)\. Give another folder"),
+        ({"answer": None}, r"answer: 2 \(now None\)"),
+    ],
+)
+@pytest.mark.parametrize("shard", [(1, 1), (2, 2)])
+def test_a_problem_that_was_changed_is_refused_and_what_changed_is_named(model, tmp_path, change, message, shard):
+    stored = run(model, tmp_path / "run", PROBLEMS[:3], sites=())
+    before = [trace.text for trace in stored]
+    changed = [PROBLEMS[0], replace(PROBLEMS[1], **change), *PROBLEMS[2:5]]
+    with pytest.raises(StoreError, match=message):
+        run(model, tmp_path / "run", changed, sites=(), shard=shard)
+    assert [trace.text for trace in recording.TraceStore.open(tmp_path / "run")] == before
+
+
+def test_what_a_problem_says_beside_its_question_and_answer_may_change(model, tmp_path):
+    run(model, tmp_path / "run", PROBLEMS[:2], sites=())
+    noted = [
+        replace(problem, meta={"share": 1 / 3, "from": float("nan")}, difficulty=0.1, group="sums")
+        for problem in PROBLEMS[:4]
+    ]
+    assert len(run(model, tmp_path / "run", noted, sites=())) == 4
+    assert len(run(model, tmp_path / "run", noted, sites=(), samples=2)) == 8
+
+
+def test_traces_of_problems_that_nobody_asks_for_are_named(model, tmp_path, heard):
+    run(model, tmp_path / "run", PROBLEMS[:5], sites=(), samples=2)
+    assert len(run(model, tmp_path / "run", PROBLEMS[2:6], sites=(), samples=2)) == 12
+    run(model, tmp_path / "run", PROBLEMS[:6], sites=(), shard=(1, 2))
+    (line,) = heard.lines
+    assert "traces of 2 problems not asked for now, such as 'p0'" in line and "--out" in line
+
+
+def test_traces_that_were_changed_elsewhere_are_refused(model, tmp_path):
+    traces = list(run(model, tmp_path / "run", PROBLEMS[:2], sites=()))
+    record_written(model, traces, tmp_path / "read", sites="z.0")
+    assert len(record_written(model, traces, tmp_path / "read", sites="z.0")) == 2
+    graded = replace(traces[1], problem=replace(traces[1].problem, answer="7"))
+    with pytest.raises(StoreError, match=r"answer: .* \(now 7\)"):
+        record_written(model, [traces[0], graded], tmp_path / "read", sites="z.0")
+    with pytest.raises(StoreError, match=r"another text"):
+        record_written(
+            model, [traces[0], replace(traces[1], text=traces[1].text[::-1])], tmp_path / "read", sites="z.0"
+        )
+
+
 def test_another_model_is_refused_and_named(model, model_of, tmp_path):
     run(model, tmp_path / "run", PROBLEMS[:1], sites=["z.0"])
     with pytest.raises(StoreError, match=r"model.architecture: qwen3_moe \(now qwen3\); .*model.weights"):
