@@ -11,7 +11,6 @@ import typer
 from reasonscope.app.commands.options import Load, PromptingOptions, RayOptions, ServedOptions, check_engine, grouped
 from reasonscope.app.interruption import keeping
 from reasonscope.data.errors import InputError
-from reasonscope.data.summary import plural
 
 if TYPE_CHECKING:
     from reasonscope.data.storage.store import TraceStore
@@ -271,6 +270,7 @@ def record_command(
 ) -> None:
     """Let a model answer problems, and store its traces with their activations. The same command again resumes."""
     from reasonscope.data.exchange.problem_sets import load_problems
+    from reasonscope.data.summary import plural
     from reasonscope.probes.generation.cluster import Job, record_on
     from reasonscope.probes.generation.recording import record as record_traces
     from reasonscope.probes.models.model import load_model

@@ -11,7 +11,6 @@ import typer
 from reasonscope.app.commands.options import Load, PromptingOptions, grouped
 from reasonscope.app.commands.record import what_is_recorded
 from reasonscope.app.interruption import keeping
-from reasonscope.data.summary import plural
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,6 +33,7 @@ def merge(
 ) -> None:
     """Join the parts of a run that an array of jobs recorded. The parts stay; their files are linked rather than copied."""
     from reasonscope.data.storage.store import merge_stores
+    from reasonscope.data.summary import plural
 
     with keeping(
         lambda: (

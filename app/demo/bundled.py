@@ -52,8 +52,9 @@ def write_example(
     from reasonscope.analysis.studies.plan import read_plan
     from reasonscope.app.demo.demo import run_demo
 
-    where, once = run_folder(begun), _Once(begun / "finished")
+    once = _Once(begun / "finished")
     once("demo", lambda: run_demo(read_plan(plan), begun))
+    where = run_folder(begun)  # what it is shows only now
     once("part", lambda: _keep_part(where.store, TraceStore.open(where.store).ids[::every]))
     _measure(where, once, rollouts=rollouts)
     store = TraceStore.open(where.store)
