@@ -3,8 +3,8 @@
     run/                   the store, as `record` writes it
     run.parts/<part>/      one store per part while the run lasts, on a file system that all machines share
 
-A part is named after its problems. When a worker dies, Ray starts another one, which opens the store of the part and continues after
-what is stored. If the whole run was killed, the next one first takes over what the parts hold.
+A part is named after its problems and the settings. When a worker dies, Ray starts another one, which opens the store of the part and
+continues after what is stored. If the whole run was killed, the next one first takes over what the parts hold.
 """
 
 import hashlib
@@ -25,11 +25,13 @@ from reasonscope.data.errors import InputError, MissingExtraError, ReasonscopeEr
 from reasonscope.data.progress import counted, working
 from reasonscope.data.storage.manifest import NAME
 from reasonscope.data.storage.store import TraceStore, merge_stores
+from reasonscope.data.text.thinking import Thinking
 from reasonscope.data.trace import Problem, Sampling
-from reasonscope.probes.architecture.sites import expand_sites
-from reasonscope.probes.generation.recording import record
-from reasonscope.probes.generation.steered import Steers, check_steering
-from reasonscope.probes.models.model import load_model
+from reasonscope.probes.architecture.sites import Site, expand_sites
+from reasonscope.probes.generation.recording import asking_settings, check_problems, check_settings, record
+from reasonscope.probes.generation.steered import KEY, Steers
+from reasonscope.probes.models.model import Model, load_model
+from reasonscope.probes.models.prompting import Prompting, load_prompting
 
 _QUIET = MappingProxyType(
     {
@@ -54,6 +56,30 @@ class Job:
     think: bool = True
     open_tag: bool = False
     steer: Steers | None = None
+
+    @property
+    def hash(self) -> str:
+        """Differs between jobs whose traces must not mix."""
+        told = (self.load, self.sampling, self.sites, self.think, self.open_tag, self.steer and self.steer.meta)
+        return hashlib.sha256(repr(told).encode()).hexdigest()[:8]
+
+    def prompting(self) -> Prompting:
+        """What its models are asked with, without their weights."""
+        given = {name: self.load[name] for name in ("source", "revision", "thinking", "prompt") if name in self.load}
+        if tags := self.load.get("tags"):
+            given["thinking"] = Thinking(tags=tags)
+        return load_prompting(**given)
+
+    def check(self, store: TraceStore, model: Prompting) -> None:
+        """Raise StoreError if a store was recorded with other settings. Of a model without weights only the name is compared."""
+        known = model.fingerprint if isinstance(model, Model) else {**store.meta.get("model", {}), "name": model.name}
+        meta = {"model": dict(known), **asking_settings(model, self.sampling, think=self.think, open_tag=self.open_tag)}
+        steered = {KEY: dict(self.steer.meta)} if self.steer else {}
+        check_settings(store, {**meta, **steered}, [str(site) for site in self.expanded(model)])
+
+    def expanded(self, model: Prompting) -> tuple[Site, ...]:
+        """The sites to record."""
+        return expand_sites(self.sites, model.n_layers) if self.sites else ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,17 +107,15 @@ def record_on(cluster: Cluster, job: Job, problems: Sequence[Problem], path: str
     """
     path = Path(path).absolute()
     parts = path.with_name(path.name + ".parts")
-    _merge(parts, path)
-    done = set[str]()
-    if (path / NAME).exists():
-        store = TraceStore.open(path)
-        check_steering(store, job.steer.meta if job.steer else None)
-        done |= {*store.ids}
-    left = [p for p in problems if any(f"{p.id}/{sample}" not in done for sample in range(job.samples))]
-    todo = list(_parts(left, max(1, _BATCHES * job.batch_size // job.samples)))
     if not problems:
         raise InputError("no problems to record; give at least one")
-    work_on(cluster, partial(_Recorder, job, parts, frozenset(done)), todo)
+    _check_begun(job, [store for folder in (path, *parts.glob("*")) if (store := _begun(folder))], problems)
+    _merge(parts, path)
+    there = _begun(path)
+    done = {*there.ids} if there else set[str]()
+    left = [p for p in problems if any(f"{p.id}/{sample}" not in done for sample in range(job.samples))]
+    todo = list(_parts(left, max(1, _BATCHES * job.batch_size // job.samples), job.hash))
+    work_on(cluster, partial(_Recorder, job, parts, path, frozenset(done)), todo)
     _merge(parts, path)
     return TraceStore.open(path)
 
@@ -148,9 +172,11 @@ class _Worker:
 class _Recorder:
     """Loads the model, then records one part after another."""
 
-    def __init__(self, job: Job, folder: Path, done: frozenset[str]) -> None:
+    def __init__(self, job: Job, folder: Path, whole: Path, done: frozenset[str]) -> None:
         self._job, self._folder, self._done = job, folder, done
         self._model = load_model(**job.load)
+        if store := _begun(whole):
+            job.check(store, self._model)  # the weights, too, before they are used
 
     def __call__(self, part: tuple[str, Sequence[Problem]]) -> None:
         (name, problems), job = part, self._job
@@ -158,7 +184,7 @@ class _Recorder:
             self._model,
             problems,
             self._folder / name,
-            sites=expand_sites(job.sites, self._model.n_layers) if job.sites else (),
+            sites=job.expanded(self._model),
             sampling=job.sampling,
             samples=job.samples,
             batch_size=job.batch_size,
@@ -169,19 +195,34 @@ class _Recorder:
         )
 
 
-def _parts(problems: Sequence[Problem], size: int) -> Iterator[tuple[str, list[Problem]]]:
-    """`problems` in parts of `size`. The name of a part depends on its problems, so a part that was begun is found again."""
+def _parts(problems: Sequence[Problem], size: int, settings: str) -> Iterator[tuple[str, list[Problem]]]:
+    """`problems` in parts of `size`, each named by its problems and the settings, so that a part that was begun is found again."""
     ordered = sorted(problems, key=lambda problem: problem.id)
     for start in range(0, len(ordered), size):
         part = ordered[start : start + size]
         ids = "\n".join(problem.id for problem in part)
-        yield hashlib.sha256(ids.encode()).hexdigest()[:16], part
+        yield f"{hashlib.sha256(ids.encode()).hexdigest()[:16]}-{settings}", part
+
+
+def _begun(folder: Path) -> TraceStore | None:
+    """The store in a folder, if it has a trace."""
+    store = TraceStore.open(folder) if (folder / NAME).exists() else None
+    return store if store is not None and len(store) else None
+
+
+def _check_begun(job: Job, stores: Sequence[TraceStore], problems: Sequence[Problem]) -> None:
+    """Raise StoreError if a run, or a part of it, was recorded with other settings than those of the job, or other problems."""
+    if not stores:
+        return
+    model = job.prompting()
+    for store in stores:
+        job.check(store, model)
+        check_problems(store, problems)
 
 
 def _merge(parts: Path, path: Path) -> None:
     """Move the traces of the parts into the store at `path`, and then remove the parts."""
-    begun = (folder for folder in parts.glob("*") if (folder / NAME).exists())
-    if folders := sorted(folder for folder in begun if len(TraceStore.open(folder))):
+    if folders := sorted(folder for folder in parts.glob("*") if _begun(folder)):
         merge_stores(folders, path)
     if parts.exists():
         shutil.rmtree(parts)

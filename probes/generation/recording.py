@@ -132,9 +132,7 @@ def record(
     watch = Watch(engine, _answered(Path(path)) if resume else None) if engine else None
     meta = {
         "model": dict(model.fingerprint),
-        "sampling": asdict(sampling),
-        "prompt": {"think": think, "open_tag": open_tag, **model.prompt.to_dict()},
-        "thinking": model.thinking.to_dict(),
+        **asking_settings(model, sampling, think=think, open_tag=open_tag),
         **({"server": _served(server, sampling, watch, Path(path))} if server else {}),
         **({KEY: dict(steered.meta)} if steered else {}),
         **({MONITOR_KEY: dict(monitor.meta)} if monitor and monitor.meta else {}),
@@ -444,6 +442,15 @@ def _steered_in_engine(engine: VllmWriter, steer: Steers | None) -> Steered | No
     if steer is None or there is None:
         return None
     return Steered(meta=steer.meta, write=steer.save, prefill=there.prefill)
+
+
+def asking_settings(model: Prompting, sampling: Sampling, *, think: bool, open_tag: bool) -> dict[str, Any]:
+    """What the meta of a store says of how its model was asked, in JSON."""
+    return {
+        "sampling": {**asdict(sampling), "stop": list(sampling.stop)},
+        "prompt": {"think": think, "open_tag": open_tag, **model.prompt.to_dict()},
+        "thinking": model.thinking.to_dict(),
+    }
 
 
 def _open(

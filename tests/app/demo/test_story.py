@@ -43,7 +43,8 @@ def test_what_beats_its_control_and_what_does_not_are_told_apart(summary):
 def test_two_methods_that_write_different_texts_are_told_apart(summary):
     (line,) = [line for line in story(summary | {"same_texts_of_asc_and_speed": 30}) if line.startswith("Two more")]
     assert (
-        "thinking speed, clamped, makes the thinking shorter by 70 % [66, 73], accuracy falls" in line and "same text" not in line
+        "thinking speed, clamped, makes the thinking shorter by 70 % [66, 73], accuracy falls" in line
+        and "same text" not in line
     )
 
 
