@@ -67,6 +67,21 @@ def requests_run(rng: np.random.Generator, n_layers: int) -> NoiseRun:
     return noise_run(rng, n_layers, answers=(REFUSAL, COMPLIANCE))
 
 
+def uneven_run(rng: np.random.Generator, n_layers: int) -> NoiseRun:
+    """Forty traces of very different lengths, each with one random state at all its tokens: rows of a trace are as alike as can be."""
+    lengths = np.clip(np.exp(rng.normal(1.5, 1, size=N_PROBLEMS)), 1, 40).astype(int)
+    traces = tuple(_trace(i, int(lengths[i]), "7") for i in range(N_PROBLEMS))
+    own = rng.standard_normal((n_layers, N_PROBLEMS, WIDTH), dtype=np.float32)
+    states = {
+        f"resid_post.{layer + 1}": {
+            trace.id: np.repeat(state[None], len(trace.token_ids) - 1, axis=0)
+            for trace, state in zip(traces, own[layer], strict=True)
+        }
+        for layer in range(n_layers)
+    }
+    return NoiseRun(traces=traces, states=states)
+
+
 def _by_trace(
     rng: np.random.Generator, traces: Sequence[Trace], n: int, ends: NDArray[np.intp]
 ) -> dict[str, NDArray[np.float32]]:

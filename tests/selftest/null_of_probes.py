@@ -3,7 +3,8 @@
     python tests/selftest/null_of_probes.py [--runs 500] [--cases refusal-8 length-28 …] [--out FILE] [--table]
 
 Each run draws 40 problems with fresh labels and fresh states of width 8, and calls the probe's public function with 199 shuffles, 20
-resamples and few folds (3 for lengths; 2 for labels, whose fits take three times as long). Prints a row per case, a probe and a number of
+resamples and few folds (3 for lengths; 2 for labels, whose fits take three times as long). For `remaining` and for a label at every third
+token, traces differ in length by up to forty times and have one state throughout. Prints a row per case, a probe and a number of
 layers: how often p ≤ .05, and how far the p-values are from a uniform distribution (Kolmogorov and Smirnov). `--out` keeps every p-value,
 so that an interrupted measurement continues where it stopped; with `--table` it only prints the rows of what was kept.
 """
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from noise_runs import NoiseRun, noise_run, requests_run
+from noise_runs import NoiseRun, noise_run, requests_run, uneven_run
 from scipy.stats import kstest
 
 from reasonscope import probes
@@ -41,10 +42,24 @@ def correctness_p(run: NoiseRun, seed: int) -> float:
     return probes.correctness(run, run.traces, folds=2, seed=seed, **_SMALL).comparison.shuffled.p_value
 
 
+def remaining_p(run: NoiseRun, seed: int) -> float:
+    found = probes.remaining(run, run.traces, folds=3, seed=seed, **_SMALL)
+    return found.comparison.shuffled.p_value
+
+
+def label_p(run: NoiseRun, seed: int) -> float:
+    classes = np.random.default_rng(seed).permutation(np.arange(len(run)) % 2)
+    labels = dict(zip(run.ids, map(str, classes), strict=True))
+    found = probes.fit(run, labels, run.traces, position="every:3", folds=2, seed=seed, **_SMALL)
+    return found.comparison.shuffled.p_value
+
+
 PROBES: dict[str, tuple[Callable[[np.random.Generator, int], NoiseRun], Callable[[NoiseRun, int], float]]] = {
     "length": (noise_run, length_p),
     "refusal": (requests_run, refusal_p),
     "correctness": (noise_run, correctness_p),
+    "remaining": (uneven_run, remaining_p),
+    "label": (uneven_run, label_p),
 }
 
 CASES = [f"{probe}-{n_layers}" for probe in PROBES for n_layers in (1, 8, 28)]
