@@ -21,7 +21,7 @@ _READ_TOKENS = 4096  # of one pass that reads activations, with padding
 def read_traces(
     reader: Model, traces: Sequence[Trace], sites: Sequence[Site], steered: Steered | None = None
 ) -> tuple[list[Trace], list[dict[Site, Tensor]]]:
-    """Read traces of similar length together, and so few that neither padding nor memory grows with the batch.
+    """Read traces of similar length together, and so few that neither padding nor memory of the accelerator grows with the batch.
 
     A steered model is steered as it was while it wrote: it sees the same tokens, so the same ones are edited. Traces that were written
     elsewhere come back with the log-probabilities and entropies that `reader` has at their tokens.
@@ -40,6 +40,7 @@ def read_traces(
                 sites,
                 write=edits.edits if edits else None,
             )
+        seen = [{site: states.cpu() for site, states in one.items()} for one in seen]  # frees the accelerator
         scored = _scored(reader, chosen, kept)
         found.update(zip(group, zip(scored, seen, strict=True), strict=True))
 
@@ -87,10 +88,15 @@ def _scored(reader: Model, traces: Sequence[Trace], kept: Sequence[Tensor]) -> l
 
 
 def _with_scores(unembedding: Unembedding, trace: Trace, states: Tensor) -> Trace:
-    ids = torch.as_tensor(trace.token_ids[trace.n_prompt_tokens :], device=states.device)
+    start = max(trace.n_prompt_tokens, 1)  # nothing comes before the first token, so its score is unknown
+    ids = torch.as_tensor(trace.token_ids[start:], device=states.device)
     if not len(ids):
         return trace
     temperature = trace.sampling.temperature if trace.sampling else 1.0
-    before = states[trace.n_prompt_tokens - 1 : len(trace.token_ids) - 1]  # `replay` pads after the tokens
-    logprobs, entropies = token_scores(unembedding, before, ids, temperature=temperature)
-    return replace(trace, logprobs=logprobs.numpy(force=True), entropies=entropies.numpy(force=True))
+    before = states[start - 1 : len(trace.token_ids) - 1]  # `replay` pads after the tokens
+    unknown = np.full(start - trace.n_prompt_tokens, np.nan, dtype=np.float32)
+    logprobs, entropies = (
+        np.concatenate([unknown, scores.numpy(force=True)])
+        for scores in token_scores(unembedding, before, ids, temperature=temperature)
+    )
+    return replace(trace, logprobs=logprobs, entropies=entropies)

@@ -1,5 +1,6 @@
 """Recording: what is stored, that order and shards do not matter, that an interrupted run resumes to the same bytes."""
 
+import weakref
 from copy import deepcopy
 from dataclasses import replace
 from importlib import import_module
@@ -76,6 +77,44 @@ def test_what_was_written_elsewhere_gets_the_scores_of_its_tokens(model_of, tmp_
     for trace in traces:
         np.testing.assert_allclose(read.trace(trace.id).logprobs, trace.logprobs, atol=2e-4)
         np.testing.assert_allclose(read.trace(trace.id).entropies, trace.entropies, atol=2e-4)
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_the_first_token_of_a_trace_without_a_prompt_has_no_score(model, tmp_path, alone):
+    """A tokenizer without a BOS encodes an empty prompt to no token."""
+    written = list(run(model, tmp_path / "run", PROBLEMS[:3], sites="resid_post.0"))
+    bare = [replace(trace, n_prompt_tokens=0, logprobs=None, entropies=None) for trace in written]
+    traces = bare if alone else [*bare[:2], replace(written[2], logprobs=None, entropies=None)]
+    read = record_written(model, traces, tmp_path / "read", sites="resid_post.0")
+    for trace in written[: len(bare) if alone else 2]:
+        found = read.trace(trace.id)
+        for scores, known in ((found.logprobs, trace.logprobs), (found.entropies, trace.entropies)):
+            assert len(scores) == len(trace.token_ids) and np.isnan(scores[0]) and np.isfinite(scores[1:]).all()
+            np.testing.assert_allclose(scores[trace.n_prompt_tokens :], known, atol=2e-4)
+    assert np.isfinite(read.trace(written[2].id).entropies).all() is not alone
+
+
+def test_states_leave_the_accelerator_as_soon_as_they_are_read(model, tmp_path, monkeypatch):
+    """Only those of one pass are ever there."""
+    there, replayed = weakref.WeakSet(), reading_pass.replay
+
+    class Elsewhere:
+        def __init__(self, states):
+            self._states = states
+            there.add(self)
+
+        def cpu(self):
+            return self._states
+
+    def replay_elsewhere(*args, **kwargs):
+        assert not there
+        return [{site: Elsewhere(states) for site, states in one.items()} for one in replayed(*args, **kwargs)]
+
+    traces = list(run(model, tmp_path / "run", PROBLEMS[:5], sites="resid_post.0"))
+    monkeypatch.setattr(reading_pass, "_READ_TOKENS", 1)  # a pass per trace
+    monkeypatch.setattr(reading_pass, "replay", replay_elsewhere)
+    _, seen = reading_pass.read_traces(model, traces, [Site("resid_post", 0)])
+    assert [states[Site("resid_post", 0)].shape[0] for states in seen] == [len(t.token_ids) - 1 for t in traces]
 
 
 def test_a_model_that_scales_its_logits_leaves_the_scores_unknown(model, tmp_path, monkeypatch):
