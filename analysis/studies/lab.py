@@ -1,5 +1,6 @@
 """Where a study works: its folder, its problems, its model, and the server that writes for it, if there is one."""
 
+import json
 import random
 import re
 import time
@@ -12,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from reasonscope.data.errors import InputError
 from reasonscope.data.exchange.problem_sets import load_problems
-from reasonscope.data.storage.durable import sha256_of
+from reasonscope.data.progress import working
+from reasonscope.data.storage.durable import make_folder, sha256_of, write_text_durably
 from reasonscope.data.storage.run_folder import RunFolder
 from reasonscope.data.storage.store import TraceStore
+from reasonscope.data.storage.untrusted import parse_json, wrap_errors
 from reasonscope.data.trace import Message, Problem
 from reasonscope.probes.architecture.sites import Site, expand_sites
 from reasonscope.probes.models.model import Model, load_model
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
 
 HERE = "."  # a run whose folder is that of the study
 _SHARE = re.compile(r"(\w+)\.(\d+(?:\.\d+)?)%")
+_WEIGHTS = (".safetensors", ".gguf")  # large: their checksums are kept
+_SETTINGS = (".json", ".jinja", ".model", ".txt")  # configuration, tokenizer, template, adapter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +60,7 @@ class Lab:
         self.plan, self.out, self.server = plan, out, server
         self._loaded: tuple[Mapping[str, Any], Model] | None = None
         self._problems: dict[str, list[Problem]] = {}
+        self._sources: dict[str, str] = {}
         self.load_seconds = 0.0
 
     def where(self, run: str) -> RunFolder:
@@ -118,18 +124,46 @@ class Lab:
         told = f"{sizes} {sha256_of(config) if config.exists() else ''}"
         return f"{folder.name} {sha256(told.encode()).hexdigest()[:12]}"
 
+    @cached_property
+    def model_files(self) -> Mapping[str, str]:
+        """The checksums of weights, tokenizer, template, configuration and adapter; empty for a model of the hub."""
+        source = Path(self.plan.model)
+        found = sorted(source.iterdir()) if source.is_dir() else [source]
+        files = [path for path in found if path.is_file() and path.suffix in (*_WEIGHTS, *_SETTINGS)]
+        weights = self._digests_of([path for path in files if path.suffix in _WEIGHTS])
+        return {path.name: weights.get(path) or sha256_of(path) for path in files}
+
+    def _digests_of(self, weights: Sequence[Path]) -> Mapping[Path, str]:
+        """The checksums of files of weights; one of unchanged size and modification time is not read again."""
+        kept = self.out / "steps" / "weights" / "checksums.json"
+        with wrap_errors(kept):
+            known = parse_json(kept.read_bytes(), str(kept)) if kept.exists() else {}
+        stamps = {path: f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in weights}
+        if new := [path for path in weights if stamps[path] not in known]:
+            with working("reading the weights once, to see later whether they changed"):
+                known |= {stamps[path]: sha256_of(path) for path in new}
+            make_folder(kept.parent)
+            write_text_durably(kept, json.dumps({stamp: known[stamp] for stamp in stamps.values()}, indent=1))
+        return {path: known[stamp] for path, stamp in stamps.items()}
+
     def problems_identity(self, asked: Sequence[str]) -> Mapping[str, Any]:
         """What the problems depend on: the sets, the parts up to the one that is asked, and the content of files."""
         found: dict[str, dict[str, Any]] = {}
         for name, part in (name.partition(".")[::2] for name in asked):
-            told, path = self.plan.problems[name], Path(self.plan.problems[name].source)
-            source = sha256_of(path)[:12] if path.is_file() else told.source
+            told, source = self.plan.problems[name], self._source_of(name)
             names = list(told.parts)
             known = found.get(name, {}).get("parts", {})
             parts = {of: told.parts[of] for of in names[: names.index(part) + 1]} if part else {}
             before = [vars(turn) for turn in told.before]
             found[name] = {**vars(told), "source": source, "before": before, "parts": {**known, **parts}}
         return found
+
+    def _source_of(self, name: str) -> str:
+        """The source of a set, a file by its content when the study first read it: the problems in memory are those."""
+        if name not in self._sources:
+            source = self.plan.problems[name].source
+            self._sources[name] = sha256_of(Path(source))[:12] if Path(source).is_file() else source
+        return self._sources[name]
 
     def _of_set(self, name: str) -> list[Problem]:
         set_name = name.partition(".")[0]
@@ -141,6 +175,7 @@ class Lab:
 
     def _whole(self, name: str) -> list[Problem]:
         told = self.plan.problems[name]
+        self._source_of(name)
         found = load_problems(told.source, split=told.split, n=told.n, seed=told.seed)
         before = tuple(Message(role=turn.role, content=turn.content) for turn in told.before)
         if not before:

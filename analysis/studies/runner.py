@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from reasonscope.analysis.studies.estimates import Rates, rates, seconds_of
@@ -193,25 +193,36 @@ def _run(lab: Lab, name: str) -> Finished:
     if not why_stale(lab, name):
         held = finished(lab, name)
         assert held is not None  # its results hold
-        return held
+        return _completed(lab, name, held)
     step = lab.plan.steps[name]
     make_folder(lab.out)
     say(f"· {name}")
-    began = time.monotonic()
+    # As they are now: a file may change while the step runs.
+    began, inputs = time.monotonic(), inputs_of(lab, name)
     if lost := [other for other in step.reads if (found := finished(lab, other)) is None or found.failed]:
         failed = f"it reads {lost[0]}, which could not be measured"
-        result = Finished(inputs=inputs_of(lab, name), seconds=0.0, failed=failed, lost=lost[0])
+        result = Finished(inputs=inputs, seconds=0.0, failed=failed, lost=lost[0])
     else:
         try:
             with working(name):
                 outcome = step.execute(lab, name)
-            result = done(lab, name, outcome, time.monotonic() - began, step.work(lab))
+            result = done(lab, inputs, outcome, time.monotonic() - began, step.work(lab))
         except _NOT_MEASURED as error:
             say(f"  not measured: {error}")
             seconds = round(time.monotonic() - began, 2)
-            result = Finished(inputs=inputs_of(lab, name), seconds=seconds, failed=str(error))
+            result = Finished(inputs=inputs, seconds=seconds, failed=str(error))
     result.save(lab, name)
     return result
+
+
+def _completed(lab: Lab, name: str, held: Finished) -> Finished:
+    """A step that holds; one that an older version saved also learns the checksums of its files, so that changes show from now on."""
+    inputs = inputs_of(lab, name)
+    if inputs.keys() <= held.inputs.keys():
+        return held
+    held = replace(held, inputs=inputs)
+    held.save(lab, name)
+    return held
 
 
 def _chosen_steps(plan: StudyPlan, only: Sequence[str]) -> list[str]:

@@ -3,8 +3,8 @@
     OUT/steps/<name>.json     what a finished step depended on, what it found, and the checksums of its files
     OUT/steps/<name>/         what a step keeps while it runs
 
-A step is skipped if its own options, its problems, the model, the steps that it reads and the run that it works on are unchanged, and so
-are its files.
+A step is skipped if its own options with the files that they name, its problems, the model with its files, the steps that it reads and the
+run that it works on are unchanged, and so are its files.
 """
 
 import hashlib
@@ -75,11 +75,11 @@ def finished(lab: Lab, name: str) -> Finished | None:
         )
 
 
-def done(lab: Lab, name: str, outcome: Outcome, seconds: float, work: Work) -> Finished:
-    """What to keep of a step that has run just now."""
+def done(lab: Lab, inputs: Mapping[str, Any], outcome: Outcome, seconds: float, work: Work) -> Finished:
+    """What to keep of a step that has run just now; `inputs` are those from before it ran."""
     files = {_below(lab, path): sha256_of(path) for path in outcome.files}
     return Finished(
-        inputs=inputs_of(lab, name),
+        inputs=inputs,
         seconds=round(seconds, 2),
         work=work,
         summaries=outcome.summaries,
@@ -102,7 +102,9 @@ def why_stale(lab: Lab, name: str) -> str:
     for other in lab.plan.steps[name].needs:
         if why_stale(lab, other):
             return f"reads {other}, which has to run"
-    if changes := list(_changes(known.inputs, inputs_of(lab, name))):
+    now = inputs_of(lab, name)
+    # What an older version did not save says nothing about a change.
+    if changes := list(_changes(known.inputs, {section: now[section] for section in now if section in known.inputs})):
         return "; ".join(changes[:3])
     for file, digest in known.files.items():
         path = lab.out / file
@@ -132,6 +134,14 @@ def served(lab: Lab, step: Step) -> bool:
 
 def inputs_of(lab: Lab, name: str) -> dict[str, Any]:
     """Everything that the results of a step depend on, as JSON."""
+    return {**_plain_inputs(lab, name), "files": _files_of(lab, name), "weights": dict(lab.model_files)}
+
+
+def _plain_inputs(lab: Lab, name: str) -> dict[str, Any]:
+    """What the results of a step depend on, except the content of its files and those of the model.
+
+    The hashes of the steps that are read are made of this alone, as in older versions, so that finished studies hold.
+    """
     step, plan = lab.plan.steps[name], lab.plan
     load = {key: value for key, value in plan.load.items() if key not in _ELSEWHERE}
     told = {
@@ -141,16 +151,45 @@ def inputs_of(lab: Lab, name: str) -> dict[str, Any]:
         "load": load,
         "seed": plan.seed,
         "problems": lab.problems_identity(step.asks),
-        "reads": {other: key_of(lab, other) for other in step.needs},
+        "reads": {other: _key(_plain_inputs(lab, other)) for other in step.needs},
         "runs": {other: _stamp(lab, other) for other in step.needs if plan.steps[other].kind == "record"},
     }
     return json.loads(json.dumps(plain(_by_name(told)), default=str))  # type: ignore[no-any-return]
 
 
-def key_of(lab: Lab, name: str, *, without: str | None = None) -> str:
-    """A hash of what the results of a step depend on, or of all of it but the option `without`."""
+def _files_of(lab: Lab, name: str) -> dict[str, str]:
+    """The checksum of each file that an option of a step names, and of those that the steps before it depended on."""
+    step = lab.plan.steps[name]
+    before = [known.inputs.get("files", {}) for other in step.needs if (known := finished(lab, other)) is not None]
+    own = {text: sha256_of(Path(text)) for text in _texts(step.settings()) if _is_file(text)}
+    return {path: digest for files in (*before, own) for path, digest in files.items()}
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except OSError:  # too long for a name
+        return False
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The texts and paths in a value."""
+    if isinstance(value, str | Path):
+        yield str(value)
+    elif isinstance(value, Mapping):
+        yield from (text for inner in value.values() for text in _texts(inner))
+    elif isinstance(value, list | tuple):
+        yield from (text for inner in value for text in _texts(inner))
+
+
+def key_of(lab: Lab, name: str, *, without: str) -> str:
+    """A hash of what the results of a step depend on but the option `without`."""
     inputs = inputs_of(lab, name)
     inputs["options"].pop(without, None)
+    return _key(inputs)
+
+
+def _key(inputs: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -179,7 +218,9 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
 
 def _change(name: str, old: object, new: object) -> str:
     section, _, rest = name.partition(".")
-    if section == "reads":
+    if section == "weights":
+        return f"{rest} of the model has changed"
+    if section in ("reads", "files"):
         return f"{rest} has changed"
     if section == "runs":
         return f"the traces of {rest} have changed"

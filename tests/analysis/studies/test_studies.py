@@ -3,16 +3,23 @@
 import json
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
-from reasonscope.analysis.studies import runner
+from reasonscope.analysis.studies import lab, runner
 from reasonscope.analysis.studies.lab import Served
 from reasonscope.analysis.studies.plan import read_plan
 from reasonscope.analysis.studies.runner import kept, open_lab, outlook_summary, outlooks, study
 from reasonscope.analysis.studies.state import finished, why_stale
 from reasonscope.analysis.studies.steps import sweeping
+from reasonscope.analysis.studies.steps.analysing import AnalyseStep
+from reasonscope.analysis.studies.steps.base import Outcome, Work
+from reasonscope.analysis.studies.steps.probing import ProbeStep
+from reasonscope.analysis.studies.steps.recording import RecordStep
 from reasonscope.analysis.studies.steps.sweeping import SweepStep
+from reasonscope.data.storage.durable import sha256_of
+from reasonscope.data.summary import Summary
 from reasonscope.probes.properties import length_probe
 from reasonscope.steering.experiments.held_out import respond
 
@@ -28,6 +35,9 @@ steps:
   cliff: {analyse: cliff, run: run, after: [requests]}
   entropy: {analyse: entropy, run: run, traces: {n: 2}}
 """
+
+# What versions that kept no checksums of the files of options and of the model saved of the inputs of a step.
+OLD = ("kind", "options", "model", "load", "seed", "problems", "reads", "runs")
 
 
 @pytest.fixture(scope="module")
@@ -168,3 +178,130 @@ def test_the_arms_of_a_sweep_are_written_in_vllm(first, plan, address, engine, h
     n = len(engine.asked)
     assert not study(planned, out, server=vllm, only=["tokens"]).failed and len(engine.asked) == n
     assert any("written here: vLLM does not change how tokens are chosen (tip:3)" in line for line in heard.lines)
+
+
+FILES = {
+    "a label": lambda file: ProbeStep(probe="fit", run="run", label=str(file)),
+    "labels": lambda file: ProbeStep(probe="correctness", run="run", labels=file),
+    "a probe": lambda file: AnalyseStep(analyse="cliff", run="run", options={"probe": str(file)}),
+    "requests": lambda file: AnalyseStep(analyse="cliff", run="run", options={"requests": str(file)}),
+    "a vector": lambda file: AnalyseStep(analyse="steering_shift", run="run", options={"vector": str(file)}),
+}
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Steps that find something at once; `quick.during` is done while they run."""
+    during = SimpleNamespace(during=lambda: None)
+
+    def execute(step, lab, name):
+        during.during()
+        return Outcome(summaries=(Summary(finding="found"),))
+
+    for kind in (ProbeStep, AnalyseStep, RecordStep):
+        monkeypatch.setattr(kind, "execute", execute)
+        monkeypatch.setattr(kind, "work", lambda *_: Work())
+    monkeypatch.setattr(runner, "rates", lambda *_, **__: None)
+    return during
+
+
+@pytest.mark.parametrize("step", FILES.values(), ids=FILES)
+def test_another_content_of_a_file_of_options_makes_a_step_and_those_that_read_it_stale(step, plan, tmp_path, quick):
+    file = tmp_path / "given.csv"
+    file.write_text("one", encoding="utf-8")
+    after = AnalyseStep(analyse="entropy", run="run", after=("given",))
+    planned = replace(plan, steps={"run": plan.steps["run"], "given": step(file), "after": after})
+    out = tmp_path / "study"
+    study(planned, out)
+    assert _stale(planned, out) == {}
+    file.write_text("two", encoding="utf-8")
+    assert _stale(planned, out) == {"given": f"{file} has changed", "after": "reads given, which has to run"}
+    study(planned, out, only=["given"])
+    assert _stale(planned, out) == {"after": f"{file} has changed"}
+
+
+@pytest.mark.parametrize(
+    "changed", ["model.safetensors", "tokenizer.json", "chat_template.jinja", "adapter_config.json"]
+)
+def test_another_content_of_the_models_files_makes_every_step_stale(changed, plan, tmp_path, quick):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors", changed):
+        (folder / name).write_bytes(b"before")
+    planned, out = replace(plan, model=str(folder)), tmp_path / "study"
+    study(planned, out, only=["entropy"])
+    assert why_stale(open_lab(planned, out), "entropy") == ""
+    (folder / changed).write_bytes(b"behind")  # as many bytes
+    assert f"{changed} of the model has changed" in why_stale(open_lab(planned, out), "run")
+    (folder / changed).write_bytes(b"before")
+    (folder / "special_tokens_map.json").write_bytes(b"{}")
+    assert why_stale(open_lab(planned, out), "run") == "special_tokens_map.json of the model has changed"
+
+
+def test_other_weights_in_a_gguf_file_make_a_step_stale(plan, tmp_path, quick):
+    file, out = tmp_path / "model.gguf", tmp_path / "study"
+    file.write_bytes(b"before")
+    study(replace(plan, model=str(file)), out, only=["entropy"])
+    file.write_bytes(b"behind")
+    assert why_stale(open_lab(replace(plan, model=str(file)), out), "run") == "model.gguf of the model has changed"
+
+
+def test_weights_are_read_once(plan, tmp_path, quick, monkeypatch):
+    file, out = tmp_path / "model.gguf", tmp_path / "study"
+    file.write_bytes(b"before")
+    planned, read = replace(plan, model=str(file)), []
+    monkeypatch.setattr(lab, "sha256_of", lambda path: read.append(path) or sha256_of(path))
+    study(planned, out, only=["entropy"])
+    study(planned, out, only=["entropy"])
+    assert read == [file]
+
+
+def test_a_file_that_changes_while_a_step_runs_makes_it_stale(plan, tmp_path, quick):
+    problems, labels, out = tmp_path / "problems.jsonl", tmp_path / "labels.csv", tmp_path / "study"
+    problems.write_text('{"question": "1 + 1?", "answer": "2"}\n', encoding="utf-8")
+    labels.write_text("before", encoding="utf-8")
+    steps = {"run": replace(plan.steps["run"], problems=("mine",)), "given": FILES["labels"](labels)}
+    planned = replace(
+        plan, problems={"mine": replace(plan.problems["sums"], source=str(problems), parts={})}, steps=steps
+    )
+
+    def edit():
+        problems.write_text('{"question": "1 + 2?", "answer": "3"}\n', encoding="utf-8")
+        labels.write_text("behind", encoding="utf-8")
+
+    quick.during = edit
+    study(planned, out, only=["run"])
+    assert "problems mine source is" in _stale(planned, out)["run"]
+    quick.during = lambda: None
+    study(planned, out)
+    quick.during = lambda: labels.write_text("after", encoding="utf-8")
+    (out / "steps" / "given.json").unlink()
+    study(planned, out)
+    assert _stale(planned, out) == {"given": f"{labels} has changed"}
+
+
+def test_a_step_that_an_older_version_saved_holds_and_notices_changes_from_now_on(plan, tmp_path, quick):
+    file, out = tmp_path / "labels.csv", tmp_path / "study"
+    file.write_text("one", encoding="utf-8")
+    planned = replace(plan, steps={"run": plan.steps["run"], "given": FILES["labels"](file)})
+    study(planned, out)
+    for path in (out / "steps").glob("*.json"):
+        known = json.loads(path.read_text(encoding="utf-8"))
+        known["inputs"] = {key: known["inputs"][key] for key in OLD}
+        path.write_text(json.dumps(known), encoding="utf-8")
+    assert _stale(planned, out) == {}
+    assert "seed is 1" in _stale(replace(planned, seed=1), out)["run"]
+
+    def fail():
+        raise AssertionError("nothing has to run")
+
+    quick.during = fail
+    study(planned, out)
+    file.write_text("two", encoding="utf-8")
+    assert _stale(planned, out) == {"given": f"{file} has changed"}
+
+
+def _stale(planned, out):
+    """Why each step has to run that has to."""
+    opened = open_lab(planned, out)
+    return {name: why for name in planned.steps if (why := why_stale(opened, name))}
