@@ -55,11 +55,14 @@ def load_pretrained(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """The model on `device`, and its tokenizer, from a hub id or folder of a model or an adapter, or from a GGUF file.
 
-    Raises ModelLoadError, or MissingExtraError for a kind of file that needs a package which is not installed.
+    Raises ModelLoadError, MissingExtraError for a kind of file that needs a package which is not installed, or InputError for a device that
+    does not exist.
     """
     place = locate(source)
+    if isinstance(device, str) and device not in _STRATEGIES:
+        _check_device(device)
     if isinstance(place, Path) and place.suffix == ".gguf":
-        return _load_gguf(place, device=device, dtype=dtype)
+        return _load_gguf(place, device=_of_gguf(place, device, quantise), dtype=dtype)
     if adapter := _find_adapter(place, revision):
         return _load_adapter(adapter, device=device, dtype=dtype, quantise=quantise)
     if isinstance(place, Path):
@@ -95,8 +98,20 @@ def _complete(
         )
     if getattr(model, "hf_device_map", None) or not isinstance(device, str):
         return model
-    moved: PreTrainedModel = model.to(torch.device(device))  # type: ignore[arg-type]  # annotated as if it were a model itself
+    with _foreign(source):  # it may not fit
+        moved: PreTrainedModel = model.to(torch.device(device))  # type: ignore[arg-type]  # annotated as if it were a model itself
     return moved
+
+
+def _check_device(device: str) -> None:
+    """Raise InputError for a device that torch cannot use on this machine, before anything is loaded."""
+    try:
+        torch.empty(0, device=device)
+    except Exception as error:  # the kind of error depends on the device and on how torch was built
+        raise InputError(
+            f"torch {torch.__version__} cannot use the device {device!r} on this machine ({_one_line(error)[:200]}); give cpu, one that "
+            "it has (such as cuda or cuda:1), or auto to spread the model over all"
+        ) from error
 
 
 def _device_map(device: str | Mapping[str, Any], config: PretrainedConfig, quantise: Quantise | None) -> Any:
@@ -120,8 +135,19 @@ def _quantisation(
     return {"quantization_config": bitsandbytes_config(quantise, kind)}
 
 
+def _of_gguf(file: Path, device: str | Mapping[str, Any], quantise: Quantise | None) -> str:
+    """The device of a GGUF file. Raises InputError for what its weights cannot do: they are unpacked while they are read."""
+    if quantise is not None:
+        raise InputError(
+            f"{file} is unpacked while it is read, and not packed again; leave out quantise={quantise!r} (--quantise)"
+        )
+    if not isinstance(device, str) or device in _STRATEGIES:
+        raise InputError(f"{file} is loaded onto one device; give cpu or cuda:0, say, and not {device!r} (--device)")
+    return device
+
+
 def _load_gguf(
-    file: Path, *, device: str | Mapping[str, Any], dtype: str | torch.dtype | None
+    file: Path, *, device: str, dtype: str | torch.dtype | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """The model and tokenizer of a GGUF file. Its weights are unpacked to `dtype`, by default float32."""
     with _foreign(str(file)), _shown(str(file)):

@@ -7,15 +7,16 @@ import warnings
 from copy import deepcopy
 from functools import partial
 from types import MappingProxyType
+from unittest.mock import Mock
 
 import pytest
 import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
-from transformers import BitsAndBytesConfig, Qwen2Config
+from transformers import BitsAndBytesConfig, PreTrainedModel, Qwen2Config
 from transformers.utils import hub
 
-from reasonscope.data.errors import MissingExtraError, ModelLoadError
+from reasonscope.data.errors import InputError, MissingExtraError, ModelLoadError
 from reasonscope.probes.architecture.families import tiny_model, tiny_of
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.models import loading
@@ -77,6 +78,52 @@ def test_a_gguf_file_gives_the_numbers_of_its_model(tmp_path, tokenizer):
     plain = load_model(hf, tokenizer=tokenizer).backend.forward(ids, mask=None, read=[site])
     torch.testing.assert_close(found.logits, plain.logits, atol=1e-4, rtol=0)
     torch.testing.assert_close(found.activations[site], plain.activations[site], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"quantise": "4bit"}, r"m\.gguf is unpacked while it is read.*leave out quantise='4bit' \(--quantise\)"),
+        *(
+            ({"device": device}, r"m\.gguf is loaded onto one device; give cpu")
+            for device in ("auto", "balanced", "sequential", {"": "cpu"}, {"model": 0})
+        ),
+    ],
+)
+def test_a_gguf_file_is_neither_packed_nor_spread(tmp_path, change, message):
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    with pytest.raises(InputError, match=message):
+        load_model(str(tmp_path / "m.gguf"), **change)
+
+
+@pytest.mark.parametrize("source", ["organism", "m.gguf", "./nothing"])
+@pytest.mark.parametrize(
+    ("device", "why"),
+    [
+        ("cuda", "Torch not compiled with CUDA enabled|[Nn]o NVIDIA|CUDA"),
+        ("cuda:99", "Torch not compiled with CUDA enabled|CUDA"),
+        ("gpu", "gpu"),
+        ("cuda:x", "Invalid device|cuda"),
+        ("", "empty"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused_in_a_line_before_anything_is_loaded(monkeypatch, source, device, why):
+    if device == "cuda" and torch.cuda.is_available():
+        monkeypatch.setattr(
+            loading.torch, "empty", Mock(side_effect=AssertionError("Torch not compiled with CUDA enabled"))
+        )
+    monkeypatch.setattr(loading, "_find_adapter", Mock(side_effect=AssertionError("begun")))
+    monkeypatch.setattr(loading, "_load_gguf", Mock(side_effect=AssertionError("begun")))
+    with pytest.raises(InputError, match=why) as refused:
+        load_model(source, device=device)
+    told = str(refused.value)
+    assert f"cannot use the device {device!r}" in told and "give cpu" in told and "\n" not in told
+
+
+def test_a_model_that_does_not_fit_on_its_device_is_named(monkeypatch):
+    monkeypatch.setattr(PreTrainedModel, "to", Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory.\nTried")))
+    with pytest.raises(ModelLoadError, match="cannot load 'organism': OutOfMemoryError: CUDA out of memory"):
+        load_model("organism")
 
 
 def test_gguf_without_its_package_names_the_remedy(tmp_path, monkeypatch):
