@@ -246,6 +246,13 @@ def as_numpy(tensor: Tensor) -> NDArray[Any]:
     return np.asarray(tensor.numpy())
 
 
+def as_tensor(array: NDArray[Any]) -> Tensor:
+    """The inverse of `as_numpy`."""
+    if array.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
 def _sites(model: Model, names: str | Sequence[Site | str]) -> tuple[Site, ...]:
     listed = expand_sites(names, model.n_layers) if isinstance(names, str) else map(Site.parse, names)
     sites = tuple(dict.fromkeys(listed))

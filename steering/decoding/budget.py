@@ -17,6 +17,7 @@ from reasonscope.data.storage.store import TraceStore
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.backends.base import Edit, Positions
 from reasonscope.probes.generation.decoding import DecodingStep
+from reasonscope.probes.generation.recording import as_tensor
 from reasonscope.probes.models.model import Model
 from reasonscope.steering.vectors.thinking import WrittenThinking
 
@@ -151,7 +152,7 @@ def train_predictor(
         for _ in range(epochs):
             total = 0.0
             for batch in torch.randperm(len(states)).split(batch_size):
-                shape, rate = predictor(states[batch])
+                shape, rate = predictor(states[batch].float())
                 pick = following[batch][:, None]
                 loss = negative_log_density(shape.gather(1, pick)[:, 0], rate.gather(1, pick)[:, 0], left[batch]).mean()
                 optimiser.zero_grad()
@@ -163,6 +164,7 @@ def train_predictor(
 
 
 def _training_rows(store: TraceStore, sites: Sequence[Site], ids: Iterable[str]) -> tuple[Tensor, Tensor, Tensor]:
+    """States (row, site, d_model) in their stored type, which may be half as large as float32; tokens that follow, tokens left (row,)."""
     states, following, left = [], [], []
     for trace in (store.trace(id) for id in ids):
         if trace.state != "closed":
@@ -170,7 +172,7 @@ def _training_rows(store: TraceStore, sites: Sequence[Site], ids: Iterable[str])
         # With the first token of the closing tag; the text between two blocks of thinking is not learned from.
         places = np.append(trace.thinking_positions, trace.tokens.thinking.stop)
         rows = np.stack([store.activations(trace.id, str(site))[places - 1] for site in sites], axis=1)
-        states.append(torch.from_numpy(rows.astype(np.float32)))
+        states.append(as_tensor(rows))
         following.append(torch.from_numpy(trace.token_ids[places]))
         left.append(torch.arange(len(places), 0, -1, dtype=torch.float32))
     if not states:
@@ -276,9 +278,11 @@ class BudgetGuidance(LogitsProcessor):
         at = (written >= 0) & torch.isin(input_ids[:, -1], self._newlines.to(input_ids.device))
         if not at.any():
             return scores
-        states = torch.stack([self._states[site][at] for site in self._sites], dim=1)
+        # Layers of a model that is spread over accelerators are on several; the scores come from the last.
+        states = torch.stack([self._states[site].to(at.device)[at] for site in self._sites], dim=1)
+        predictor = self._predictor.to(at.device)
         with torch.no_grad():
-            shape, rate = (part.double() for part in self._predictor(states.float()))
+            shape, rate = (part.double() for part in predictor(states.float()))
         logits = scores[at].double()
         budget = _remaining_budget(self._budget, written[at])
         for place, left in zip(at.nonzero()[:, 0].tolist(), budget.tolist(), strict=True) if self._rows else ():

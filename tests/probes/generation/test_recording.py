@@ -21,7 +21,7 @@ from reasonscope.data.trace import Message, Problem, Sampling
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.generation import reading_pass
 from reasonscope.probes.generation.activations import replay
-from reasonscope.probes.generation.recording import _in_shard, as_numpy, record, record_written
+from reasonscope.probes.generation.recording import _in_shard, as_numpy, as_tensor, record, record_written
 from reasonscope.probes.generation.rollout import trace_seed
 from reasonscope.probes.models.model import load_model
 from reasonscope.probes.models.prompting import as_recorded
@@ -335,6 +335,10 @@ def test_bfloat16_keeps_its_bits():
     array = as_numpy(tensor)
     assert array.dtype == ml_dtypes.bfloat16
     assert np.array_equal(array.astype(np.float32), tensor.float().numpy())
+    for kind in (torch.bfloat16, torch.float16, torch.float32):
+        there = tensor.to(kind)
+        back = as_tensor(as_numpy(there))
+        assert back.dtype == kind and torch.equal(back, there)
 
 
 def test_the_store_says_in_which_type_and_packing_its_model_ran(model, tmp_path):

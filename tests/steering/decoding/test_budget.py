@@ -4,12 +4,15 @@ import inspect
 import json
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
 
+from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.trace import Problem
 from reasonscope.probes.architecture.sites import Site
+from reasonscope.probes.generation.recording import as_numpy
 from reasonscope.steering.decoding.budget import (
     TRUST,
     LengthPredictor,
@@ -72,6 +75,21 @@ def test_the_closing_tag_is_a_target_that_counts_one(written_store):
     ends = np.cumsum(lengths) - 1
     assert left[ends].tolist() == [1.0] * len(closed)
     assert following[ends].tolist() == [trace.token_ids[trace.tokens.thinking.stop] for trace in closed]
+
+
+@pytest.mark.parametrize("kind", [ml_dtypes.bfloat16, np.float16, np.float32])
+def test_states_are_learned_from_in_the_type_in_which_they_are_stored(written_store, tmp_path, kind):
+    """Float32 is made of a batch, and not of all rows; the same predictor is learned."""
+    asked = [Problem(id=name, prompt="q", answer="7") for name in "ab"]
+    traces = written_store([(asked[0], 0, "one two", "7"), (asked[1], 0, "one", "7")])
+    site, losses = Site("resid_post", 0), []
+    for folder, as_type in (("stored", kind), ("wide", np.float32)):
+        with TraceStore.create(tmp_path / folder, sites=[str(site)]) as store:
+            states = [traces.activations(id, str(site)).astype(kind).astype(as_type) for id in traces.ids]
+            store.append(list(traces), {str(site): states})
+        assert as_numpy(_training_rows(store, [site], store.ids)[0]).dtype == as_type
+        losses.append(train_predictor(store, [site], vocabulary=500, epochs=2, width=16, depth=1)[1])
+    assert losses[0] == losses[1]
 
 
 def test_the_predictor_gives_a_distribution_for_every_next_token():

@@ -1,6 +1,7 @@
 """What steers while it watches: the adaptive strength and budget guidance on a tiny model, and speed pairs cut from traces."""
 
 import inspect
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -197,3 +198,21 @@ def test_where_guidance_has_no_place_the_scores_are_the_very_ones(model):
         ids = torch.tensor([model.encode_prompt(Problem(id="x", prompt=text))])
         guidance.edits[SITE](torch.randn(1, ids.shape[1], model.d_model), None)
         assert (guidance(ids, scores) is scores) == same
+
+
+def test_the_predictor_follows_the_scores_to_their_device(model, monkeypatch):
+    """A predictor is learned and loaded on the CPU; here the other device is "meta", from which only `to` brings it back."""
+    torch.manual_seed(0)
+    here = LengthPredictor(model.d_model, model.vocabulary, width=16, depth=1).eval().requires_grad_(False)
+    elsewhere = deepcopy(here).to("meta")
+    monkeypatch.setattr(elsewhere, "to", {torch.device("cpu"): here}.__getitem__)
+    ids, scores = (
+        torch.tensor([model.encode_prompt(Problem(id="x", prompt="q<think>\n"))]),
+        torch.randn(1, model.vocabulary),
+    )
+    states, found = torch.randn(1, ids.shape[1], model.d_model), []
+    for predictor in (here, elsewhere):
+        guidance = BudgetGuidance(model, predictor, [SITE], budget=9, trust=Trust(rate=0.0, mode=-1.0))
+        guidance.edits[SITE](states, None)
+        found.append(guidance(ids, scores))
+    assert torch.equal(*found) and not torch.equal(found[0], scores)
