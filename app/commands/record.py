@@ -285,13 +285,16 @@ def record_command(
         "sampling": sampling.of(model, seed),
         "samples": samples,
         "batch_size": batch_size,
-        "think": not asking.no_think,
-        "open_tag": asking.open_tag,
         "steer": None if steer is None else Recipe.load(steer),
     }
     if ray.ray is not None and how["steer"] is not None:
         _check_spread(how["steer"])
-    prompt = PromptOptions(system=asking.system_message(), template_args=asking.template_args())
+    prompt = PromptOptions(
+        system=asking.system_message(),
+        template_args=asking.template_args(),
+        think=not asking.no_think,
+        open_tag=asking.open_tag,
+    )
     found: dict[str, Any] = {"thinking": asking.finds(), "prompt": prompt}
     loading = {"source": model, "backend": backend, "remote": remote == "ndif" or remote or False, **found, **load}
     with keeping(partial(what_is_recorded, out, len(asked) * samples if shard == "1/1" else None)):

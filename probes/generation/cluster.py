@@ -53,8 +53,8 @@ class Job:
     sites: str = ""
     samples: int = 1
     batch_size: int = 16
-    think: bool = True
-    open_tag: bool = False
+    think: bool | None = None
+    open_tag: bool | None = None
     steer: Steers | None = None
 
     @property

@@ -66,8 +66,8 @@ def record(
     samples: int = 1,
     batch_size: int = 16,
     shard: tuple[int, int] = (1, 1),
-    think: bool = True,
-    open_tag: bool = False,
+    think: bool | None = None,
+    open_tag: bool | None = None,
     resume: bool = True,
     leave_out: Collection[str] = (),
     server: ServerWriter | None = None,
@@ -89,8 +89,8 @@ def record(
         samples: Completions of each problem. The id of a trace is `problem/sample`.
         batch_size: Completions that are written together.
         shard: (i, n) records part i of n of the problems, counted from 1, chosen by a hash of their ids. Give each part its own path.
-        think: False closes the thinking block at once.
-        open_tag: Append the opening tag to the prompt, for models that forget it.
+        think: False closes the thinking block at once; as `model.prompt` says if None.
+        open_tag: Append the opening tag to the prompt, for models that forget it; as `model.prompt` says if None.
         resume: Go on with a store that is there; False refuses it.
         leave_out: Ids of traces that are not recorded.
         server: Writes the completions, a batch at a time; `model` then only reads activations.
@@ -270,8 +270,8 @@ def _tasks(
     problems: Sequence[Problem],
     samples: int,
     shard: tuple[int, int],
-    think: bool,
-    open_tag: bool,
+    think: bool | None,
+    open_tag: bool | None,
     prefill: str,
 ) -> list[_Task]:
     if not problems:
@@ -451,11 +451,13 @@ def _steered_in_engine(engine: VllmWriter, steer: Steers | None) -> Steered | No
     return Steered(meta=steer.meta, write=steer.save, prefill=there.prefill)
 
 
-def asking_settings(model: Prompting, sampling: Sampling, *, think: bool, open_tag: bool) -> dict[str, Any]:
+def asking_settings(
+    model: Prompting, sampling: Sampling, *, think: bool | None, open_tag: bool | None
+) -> dict[str, Any]:
     """What the meta of a store says of how its model was asked, in JSON."""
     return {
         "sampling": {**asdict(sampling), "stop": list(sampling.stop)},
-        "prompt": {"think": think, "open_tag": open_tag, **model.prompt.to_dict()},
+        "prompt": {"think": True, "open_tag": False, **model.prompt.begun(think, open_tag).to_dict()},
         "thinking": model.thinking.to_dict(),
     }
 

@@ -29,8 +29,8 @@ def rollouts(
     *,
     samples: int = 1,
     batch_size: int = 32,
-    think: bool = True,
-    open_tag: bool = False,
+    think: bool | None = None,
+    open_tag: bool | None = None,
     prefill: str | Sequence[str] = "",
     write: Mapping[Site, Edit] | None = None,
     on_step: Callable[[DecodingStep], None] | None = None,
@@ -48,8 +48,8 @@ def rollouts(
         sampling: How to sample.
         samples: Completions of each problem.
         batch_size: Completions that are written together; at least one per prefill.
-        think: False closes the thinking block at once.
-        open_tag: Append the opening tag to the prompt, for models that forget it.
+        think: False closes the thinking block at once; as `model.prompt` says if None.
+        open_tag: Append the opening tag to the prompt, for models that forget it; as `model.prompt` says if None.
         prefill: Text after the opening tag, which counts as prompt. Several prefills give several sets of traces; each batch then holds
             its prompts with every prefill.
         write: Edits by site while the model reads and writes.

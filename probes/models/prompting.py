@@ -3,7 +3,7 @@
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache
 from typing import Any, get_args
 
@@ -34,6 +34,8 @@ class PromptOptions:
     Attributes:
         system: A system message for every problem, before the problem's own if it has one.
         template_args: Further variables of the chat template, such as `{"reasoning_effort": "high"}`.
+        think: False closes the thinking block at once.
+        open_tag: Append the opening tag to every prompt, for models that forget it.
 
     Example:
         options = rs.PromptOptions(system="Reason step by step.", template_args={"reasoning_effort": "low"})
@@ -43,17 +45,27 @@ class PromptOptions:
 
     system: str | None = None
     template_args: Mapping[str, Any] = field(default_factory=dict)
+    think: bool = True
+    open_tag: bool = False
 
     @classmethod
     def of_meta(cls, meta: Mapping[str, Any]) -> "PromptOptions":
         """Those of a store, by its `meta`."""
         known = meta.get("prompt", {})
-        return cls(system=known.get("system"), template_args=known.get("template_args", {}))
+        return cls(**{told.name: known[told.name] for told in fields(cls) if told.name in known})
 
     def to_dict(self) -> dict[str, Any]:
         """For the `meta` of a store: what was asked for."""
-        told = {"system": self.system, "template_args": dict(self.template_args)}
-        return {name: value for name, value in told.items() if value}
+        told = {**vars(self), "system": self.system or None, "template_args": dict(self.template_args)}
+        return {name: value for name, value in told.items() if value != getattr(_AS_IT_IS, name)}
+
+    def begun(self, think: bool | None, open_tag: bool | None) -> "PromptOptions":
+        """These options with the thinking begun in another way, for what is not None."""
+        return replace(
+            self,
+            think=self.think if think is None else think,
+            open_tag=self.open_tag if open_tag is None else open_tag,
+        )
 
     def check(self, template: str | None, name: str) -> None:
         """Raise InputError for a variable that the template does not read, and would ignore."""
@@ -64,6 +76,9 @@ class PromptOptions:
             raise InputError(
                 f"the chat template of {name} does not read {', '.join(unknown)}; it reads {', '.join(sorted(known)) or 'nothing'}"
             )
+
+
+_AS_IT_IS = PromptOptions()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,20 +140,21 @@ class Prompting:
         return described(self.config, self.tokenizer, name=self.name, revision=self.revision)
 
     def encode_prompt(
-        self, problem: Problem, *, think: bool = True, open_tag: bool = False, prefill: str = ""
+        self, problem: Problem, *, think: bool | None = None, open_tag: bool | None = None, prefill: str = ""
     ) -> list[int]:
         """The token ids of a prompt for `problem`: messages by the chat template, a raw prompt unchanged, with a BOS if one is used.
 
-        Without `think`, thinking is switched off as the template does, or by an empty think block. `open_tag` opens the think tag
-        unless the template has; `prefill` follows the tag, which is then opened if there is one. Raises InputError if the template is
-        missing or fails, or a tag has to be opened or closed and the model has none.
+        If `think` is False, thinking is switched off as the template does, or by an empty think block. `open_tag` opens the think tag
+        unless the template has; both are as `self.prompt` says if None. `prefill` follows the tag, which is then opened if there is one.
+        Raises InputError if the template is missing or fails, or a tag has to be opened or closed and the model has none.
         """
-        open_tag = open_tag or bool(prefill and self.tags)
-        if problem.prompt is not None and self.prompt.to_dict():
+        begun = self.prompt.begun(think, open_tag)
+        opened = begun.open_tag or bool(prefill and self.tags)
+        if problem.prompt is not None and (self.prompt.system or self.prompt.template_args):
             raise InputError(
                 f"problem {problem.id!r} has a raw prompt, which no template renders; leave out the system message and template arguments"
             )
-        text = problem.prompt if problem.prompt is not None else self._prompt_text(problem, think, open_tag)
+        text = problem.prompt if problem.prompt is not None else self._prompt_text(problem, begun.think, opened)
         return self.encode_text(text + prefill)
 
     def unrendered(self, problems: Sequence[Problem]) -> str:

@@ -97,8 +97,8 @@ def fast_slow_pairs(
 
     The paper forces "To" on the R1 distillations; which word makes a model fast depends on the model. Raises InputError if none is kept.
     """
-    slow = rollouts(model, problems, sampling, batch_size=batch_size, open_tag=True)
-    fast = rollouts(model, problems, sampling, batch_size=batch_size, prefill=first)
+    slow = rollouts(model, problems, sampling, batch_size=batch_size, think=True, open_tag=True)
+    fast = rollouts(model, problems, sampling, batch_size=batch_size, think=True, prefill=first)
     return _speed_pairs(zip(fast, slow, strict=True), n_steps=n_steps)
 
 

@@ -111,7 +111,7 @@ def _given(model: "Prompting", opens: int) -> int:
     """The tokens that the template puts after the opening tag."""
     if chat_template(model.tokenizer) is None:
         return 0
-    return model.encode_prompt(_ASKED, open_tag=True)[::-1].index(opens)
+    return model.encode_prompt(_ASKED, think=True, open_tag=True)[::-1].index(opens)
 
 
 def _header(model: "Prompting") -> tuple[int, ...]:
@@ -120,7 +120,9 @@ def _header(model: "Prompting") -> tuple[int, ...]:
         raise InputError(
             f"{model.name} has no chat template, so where the prompt ends is not known; use an instruction-tuned model"
         )
-    text = str(model.tokenizer.decode(model.encode_prompt(_ASKED), skip_special_tokens=False))
+    text = str(
+        model.tokenizer.decode(model.encode_prompt(_ASKED, think=True, open_tag=False), skip_special_tokens=False)
+    )
     begins = text.rpartition(_QUESTION)[2]
     if model.tags is not None:  # a tag that the template opens is the model's thinking already
         begins = begins.partition(model.tags.open)[0]

@@ -78,7 +78,10 @@ class RecordStep(Step):
         named = "tags" if tags else "completion" if self.answer_pattern is not None else None
         mode = self.thinking or named
         found = Thinking(mode=mode, tags=tags, answer_pattern=self.answer_pattern) if mode else None  # type: ignore[arg-type]  # one of three
-        return {"thinking": found, "prompt": PromptOptions(system=self.system, template_args=self.template_args)}
+        prompt = PromptOptions(
+            system=self.system, template_args=self.template_args, think=self.think, open_tag=self.open_tag
+        )
+        return {"thinking": found, "prompt": prompt}
 
     def expanded(self, model: Prompting) -> tuple[Site, ...]:
         """The sites to store."""
@@ -87,7 +90,7 @@ class RecordStep(Step):
     def work(self, lab: Lab) -> Work:
         asked, model = lab.problems(self.problems), lab.prompting(**self.how())
         rows = len(asked) * self.samples
-        prompts = [len(model.encode_prompt(p, think=self.think, open_tag=self.open_tag)) for p in asked[:20]]
+        prompts = [len(model.encode_prompt(p)) for p in asked[:20]]
         tokens = rows * (float(np.mean(prompts)) + self.max_new_tokens)
         sites = self.expanded(model)
         width = int(model.config.get_text_config().hidden_size)
@@ -114,8 +117,6 @@ class RecordStep(Step):
             sampling=self.to_sampling(lab.plan.seed),
             samples=self.samples,
             batch_size=self.batch_size,
-            think=self.think,
-            open_tag=self.open_tag,
             server=lab.writer(model) if served else None,
             steer=steer,
         )

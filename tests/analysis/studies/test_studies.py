@@ -305,3 +305,14 @@ def _stale(planned, out):
     """Why each step has to run that has to."""
     opened = open_lab(planned, out)
     return {name: why for name in planned.steps if (why := why_stale(opened, name))}
+
+
+@pytest.mark.parametrize("told", [{"think": False}, {"open_tag": True}, {"think": False, "system": "Add."}, {}])
+def test_steps_on_a_run_ask_the_model_as_it_was_asked_and_do_not_load_it_again(plan, tmp_path, told):
+    step = replace(plan.steps["run"], max_new_tokens=1, sites=(), **told)
+    lab = open_lab(replace(plan, steps={"run": step}), tmp_path)
+    step.execute(lab, "run")
+    recorded = lab.model(**step.how())
+    assert lab.model_of("run") is recorded
+    for trace in lab.store("run"):
+        assert recorded.encode_prompt(trace.problem) == trace.token_ids[: trace.n_prompt_tokens].tolist()

@@ -7,6 +7,8 @@ from typer.testing import CliRunner
 
 from reasonscope.app import cli
 from reasonscope.data.errors import StoreError
+from reasonscope.data.storage.store import TraceStore
+from reasonscope.steering.experiments.held_out import model_of_run
 
 
 @pytest.mark.parametrize(
@@ -36,3 +38,30 @@ def test_a_line_that_was_edited_is_refused_and_another_file_is_noticed(tmp_path)
     assert "'p-1'" in str(edited.exception) and "(now [('user', '2 + 2 =')])" in str(edited.exception)
     other = asked(tmp_path / "q.jsonl", "2 + 2 =", "4")
     assert other.exit_code == 0 and "1 problem not asked for now, such as 'p-1'" in other.output
+
+
+@pytest.mark.parametrize("flags", [["--no-think"], ["--open-tag"], ["--no-think", "--open-tag"], []])
+def test_the_model_of_a_run_is_loaded_with_the_prompts_that_it_had(tmp_path, flags):
+    args = [
+        "record",
+        "--n",
+        "2",
+        "--problems",
+        "ledger",
+        "--model",
+        "organism",
+        "--out",
+        str(tmp_path),
+        "--max-new-tokens",
+        "1",
+        "--sites",
+        "",
+        *flags,
+    ]
+    assert CliRunner().invoke(cli.app, args).exit_code == 0
+    store = TraceStore.open(tmp_path)
+    assert store.meta["prompt"] == {"think": "--no-think" not in flags, "open_tag": "--open-tag" in flags}
+    model = model_of_run(store, None)
+    assert model.prompt.to_dict().items() <= store.meta["prompt"].items()
+    for trace in store:
+        assert model.encode_prompt(trace.problem) == trace.token_ids[: trace.n_prompt_tokens].tolist()

@@ -24,7 +24,7 @@ from reasonscope.probes.generation.activations import replay
 from reasonscope.probes.generation.recording import _in_shard, as_numpy, as_tensor, record, record_written
 from reasonscope.probes.generation.rollout import trace_seed
 from reasonscope.probes.models.model import load_model
-from reasonscope.probes.models.prompting import as_recorded
+from reasonscope.probes.models.prompting import PromptOptions, as_recorded
 
 recording = import_module("reasonscope.probes.generation.recording")  # the package calls its function by the same name
 SITES = ["resid_post.2", "z.0", "router.0"]
@@ -352,6 +352,29 @@ def test_the_store_says_in_which_type_and_packing_its_model_ran(model, tmp_path)
     assert as_recorded(packed, {"quantise": "8bit"})["quantise"] == "8bit"
     assert as_recorded(packed, {"float32_compute": False})["float32_compute"]
     assert as_recorded({"model": {"quantised": "gptq"}}, {})["quantise"] is None  # the checkpoint itself is packed
+
+
+# By arguments of `record`, or by the options that the model was loaded with.
+BEGUN = [
+    (PromptOptions(), {"think": False}),
+    (PromptOptions(think=False), {}),
+    (PromptOptions(think=False, open_tag=True), {"think": True}),
+    (PromptOptions(system="Add."), {"open_tag": True}),
+    (PromptOptions(system="Add.", open_tag=True), {}),
+]
+
+
+@pytest.mark.parametrize(("prompt", "how"), BEGUN)
+def test_the_model_of_a_run_is_asked_again_with_the_prompts_of_the_run(model, tmp_path, prompt, how):
+    tokenizer = deepcopy(model.tokenizer)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    asked = replace(model, tokenizer=tokenizer, prompt=prompt)
+    store = run(asked, tmp_path / "run", PROBLEMS[:2], **how)
+    again = replace(asked, prompt=as_recorded(store.meta, {})["prompt"])
+    for trace in store:
+        assert again.encode_prompt(trace.problem) == trace.token_ids[: trace.n_prompt_tokens].tolist()
+    assert "<think>" in again.decode(again.encode_prompt(PROBLEMS[0]))
+    assert run(again, tmp_path / "run", PROBLEMS[:2]).ids == store.ids  # the same settings, so it resumes
 
 
 @pytest.mark.parametrize(

@@ -186,6 +186,11 @@ def test_thinking_is_opened_or_switched_off(model_of):
     assert decode(model.encode_prompt(CHAT, think=False)).endswith("1 + 1\n<think>\n\n</think>\n\n")
     closed = decode(model.encode_prompt(CHAT, open_tag=True))
     assert closed.endswith("<think>\n") and closed.count("<think>") == 1
+    silent = replace(model, prompt=PromptOptions(think=False))
+    assert decode(silent.encode_prompt(CHAT)).endswith("1 + 1\n<think>\n\n</think>\n\n")
+    assert silent.encode_prompt(CHAT, think=True) == model.encode_prompt(CHAT)
+    raw = Problem(id="raw", prompt="1 + 1")
+    assert silent.encode_prompt(raw) == model.encode_prompt(raw)
 
 
 def test_a_template_that_closes_thinking_by_a_tag_alone_gets_no_second_block():

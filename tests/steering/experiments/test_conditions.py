@@ -1,5 +1,6 @@
 """Conditions that share a batch write what they would write alone, each on its own rows."""
 
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -12,8 +13,10 @@ from reasonscope.data.trace import Sampling
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.backends.base import Positions
 from reasonscope.probes.generation.decoding import DecodingStep, generate
+from reasonscope.probes.generation.recording import record
 from reasonscope.probes.generation.rollout import rollouts
 from reasonscope.probes.models.model import load_model
+from reasonscope.probes.models.prompting import PromptOptions, as_recorded
 from reasonscope.steering import (
     AdaptiveSteering,
     CloseTag,
@@ -27,6 +30,7 @@ from reasonscope.steering import (
     clamped,
 )
 from reasonscope.steering.decoding.prefills import prefill
+from reasonscope.steering.engine.arms import _asking
 from reasonscope.steering.experiments import experiment as bench_of_rows
 from reasonscope.steering.experiments.conditions import (
     BatchedConditions,
@@ -34,6 +38,8 @@ from reasonscope.steering.experiments.conditions import (
     method_conditions,
     random_conditions,
 )
+from reasonscope.steering.recipes.answers import answer_with
+from reasonscope.steering.recipes.recipe import Recipe
 from reasonscope.steering.vectors.thinking import WrittenThinking
 
 SAMPLING = Sampling(temperature=1.0, max_new_tokens=30)
@@ -222,3 +228,41 @@ def test_what_nobody_changes_stays_the_very_tensor(vector):
     states = torch.ones(2, 3, vector.width)
     where = Positions(index=torch.arange(3).expand(2, 3), ids=ids)
     assert idle.edits[Site("resid_post", 1)](states, where) is states
+
+
+@pytest.fixture(scope="module")
+def forgetful(model):
+    """The model with a template that leaves it to the model to open the tag."""
+    tokenizer = deepcopy(model.tokenizer)
+    tokenizer.chat_template = tokenizer.chat_template.replace("<think>\\n", "")
+    return replace(model, tokenizer=tokenizer)
+
+
+def arm_of_hooks(model, problems):
+    return SteeringExperiment(model, problems, SAMPLING).base.traces
+
+
+def plain_answers(model, problems):
+    vector = SteeringVector(directions={Site("resid_post", 1): np.ones(model.d_model, dtype=np.float32)}, method="any")
+    recipe = Recipe.of([VectorUse(vector=vector, scope=Scope())], name="any")
+    return [pair.plain for pair in answer_with(recipe, model, problems, SAMPLING).pairs]
+
+
+@pytest.mark.parametrize("ask", [arm_of_hooks, plain_answers])
+@pytest.mark.parametrize("how", [{"think": False}, {"open_tag": True}, {}])
+def test_a_run_is_asked_again_as_it_was(forgetful, problems, tmp_path, how, ask):
+    run = record(forgetful, problems, tmp_path / "run", sampling=SAMPLING, **how)
+    asked = replace(forgetful, prompt=as_recorded(run.meta, {})["prompt"])
+    for trace in ask(asked, problems):
+        recorded = run.trace(trace.id)
+        assert trace.token_ids.tolist() == recorded.token_ids.tolist()
+        assert (trace.n_prompt_tokens, trace.state) == (recorded.n_prompt_tokens, recorded.state)
+    for problem, sample, prompt in _asking(asked, problems, 1, ""):  # of an arm that vLLM writes
+        trace = run.trace(f"{problem.id}/{sample}")
+        assert prompt == trace.token_ids[: trace.n_prompt_tokens].tolist()
+
+
+@pytest.mark.parametrize("how", [{"think": False}, {"open_tag": True}])
+def test_what_counts_the_written_thinking_does_not_depend_on_how_prompts_are_begun(forgetful, how):
+    begun = replace(forgetful, prompt=PromptOptions(**how))
+    assert WrittenThinking.of(begun) == WrittenThinking.of(forgetful)
