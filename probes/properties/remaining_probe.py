@@ -112,15 +112,14 @@ def remaining(
 ) -> RemainingReport:
     """Predict at positions all along the thinking how much of it is left, and compare with what the position alone says.
 
-    One probe serves all positions: ridge on log(1 + thinking tokens that are left). Every trace has the same weight as long as its
-    thinking has `per_trace` tokens.
+    One probe serves all positions: ridge on log(1 + thinking tokens that are left). Every trace has the same weight.
 
     Args:
         store: A run with residual sites.
         traces: The traces to learn from; by default all with a thinking token that was read.
         folds: Parts that the problems are split into; layer and penalty are chosen inside each training part.
         seed: Seed of the folds, shuffles and resamples.
-        per_trace: Positions per trace, spread evenly over its thinking.
+        per_trace: Positions per trace, spread evenly over its thinking, of which shorter thinking repeats some.
         n_permutations: Shuffles of the labels; the smallest p-value is 1 / (n_permutations + 1).
         n_resamples: Resamples of the problems for the intervals.
 
@@ -220,7 +219,11 @@ def with_read_thinking(traces: Sequence[Trace]) -> list[Trace]:
 
 
 def _thinking_points(traces: Sequence[Trace], *, per_trace: int) -> Points:
-    """Up to `per_trace` tokens of each thinking, spread evenly and the same each time. Raises InputError if a trace has none."""
+    """`per_trace` tokens of each thinking, spread evenly and the same each time; shorter thinking repeats some.
+
+    So every trace has as many rows, and shuffles exchange whole traces: if short traces had fewer rows, the number of rows would tell what
+    is left. Raises InputError if a trace has no such token.
+    """
     if not traces:
         raise InputError(without_thinking(traces))
     if per_trace < 1:
@@ -233,7 +236,7 @@ def _thinking_points(traces: Sequence[Trace], *, per_trace: int) -> Points:
                 f"trace {trace.id!r} has no thinking token with a state (its last token was never read by the model); "
                 "leave it out, or let `remaining` choose the traces"
             )
-        places = read[np.unique(np.linspace(0, len(read) - 1, per_trace).astype(int))]
+        places = read[np.linspace(0, len(read) - 1, per_trace).astype(int)]
         chosen += [(trace, int(token)) for token in places]
     return Points(traces=[trace for trace, _ in chosen], tokens=[token for _, token in chosen])
 

@@ -173,6 +173,14 @@ def test_what_remains_is_read_along_the_thinking_against_the_position(tmp_path, 
         _thinking_points(traces, per_trace=0)
 
 
+def test_every_trace_has_as_many_rows_however_short_its_thinking_is(traces):
+    many = _thinking_points(traces, per_trace=400)
+    counts = [sum(trace is one for trace in many.traces) for one in traces]
+    assert set(counts) == {400} and max(trace.n_thinking_tokens for trace in traces) < 400
+    of_first = [token for trace, token in zip(many.traces, many.tokens, strict=True) if trace is traces[0]]
+    assert of_first == sorted(of_first) and set(of_first) == set(traces[0].thinking_positions.tolist())
+
+
 def test_it_finds_nothing_in_noise(tmp_path, traces):
     assert abs(probes.length(stored(tmp_path, traces, informed=False), traces).comparison.score.value) < 0.4
 
