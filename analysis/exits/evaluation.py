@@ -14,7 +14,7 @@ from reasonscope.data.errors import InputError
 from reasonscope.data.intervals import Estimate, Resamples, difference_estimate, mean_estimate, permutation_p
 from reasonscope.steering.exits.rules import FIXED_BUDGET, RULES, ExitRule, rule_named, stopping_place
 
-_TOLERANCES = (0.0, 0.02, 0.05, 0.1)
+TOLERANCES = (0.0, 0.02, 0.05, 0.1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,14 @@ class ExitReport:
     n_groups: int
 
     def at(self, tolerance: float) -> list[ExitPoint]:
-        """The rules at one tolerance, with those that have none (thresholds that were given, and live runs)."""
+        """The rules at one tolerance, with those that have none (thresholds that were given, and live runs).
+
+        Raises InputError if no threshold was chosen at this tolerance.
+        """
+        chosen = sorted({point.tolerance for point in self.points if point.tolerance is not None})
+        if tolerance not in chosen:
+            known = ", ".join(f"{one:g}" for one in chosen)
+            raise InputError(f"no threshold was chosen at a tolerance of {tolerance:g}; choose from {known}")
         return [point for point in self.points if point.tolerance in (tolerance, None)]
 
     def to_dict(self) -> dict[str, Any]:
@@ -120,7 +127,7 @@ def exit_report(
     judged: Sequence[ExitSignals],
     *,
     rules: Sequence[ExitRule] = RULES,
-    tolerances: Sequence[float] = _TOLERANCES,
+    tolerances: Sequence[float] = TOLERANCES,
     live: Mapping[str, Outcomes] | None = None,
     at: Sequence[tuple[str, float]] = (),
     n_controls: int = 20,
@@ -175,6 +182,12 @@ def exit_report(
         n_judged=len(judged),
         n_groups=len({one.group for one in judged}),
     )
+
+
+def check_tolerance(tolerance: float) -> None:
+    """Raise InputError unless a tolerance is a share of answers."""
+    if not 0 <= tolerance <= 1:
+        raise InputError(f"a tolerance of {tolerance:g}; give the accuracy that a threshold may cost, from 0 to 1")
 
 
 def _known(rule: ExitRule, signals: Sequence[ExitSignals]) -> bool:

@@ -30,7 +30,7 @@ class KeptSignals:
 
     Attributes:
         folder: Where they are kept; None keeps nothing.
-        how: What the signals depend on beside the trace, as JSON; files of other settings are written again.
+        how: What the signals depend on beside the trace, as JSON; files of other settings or places are written again.
         n_found: How many were there already.
     """
 
@@ -42,7 +42,7 @@ class KeptSignals:
         if self.folder is None:
             return exit_signals(reader, places, trace)
         path = self.folder / f"{quote(trace.id, safe='')}.safetensors"
-        if (found := self._read(path, trace)) is not None:
+        if (found := self._read(path, trace)) is not None and found.cuts.tolist() == places.of_trace(trace)[0]:
             self.n_found += 1
             return found
         found = exit_signals(reader, places, trace)

@@ -1,15 +1,15 @@
 """Early exits on a run: force answers along its traces, choose thresholds on some problems, and judge the rules on the others."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from reasonscope.analysis.exits.evaluation import ExitReport, exit_report
+from reasonscope.analysis.exits.evaluation import TOLERANCES, ExitReport, check_tolerance, exit_report
 from reasonscope.analysis.exits.kept import KeptSignals
-from reasonscope.analysis.exits.outcomes import Outcomes
+from reasonscope.analysis.exits.live import live_outcomes
 from reasonscope.analysis.exits.probe import ExitProbe, false_alarm_threshold, fit_exit_probe
 from reasonscope.analysis.exits.signals import ExitSignals
 from reasonscope.data.errors import InputError
@@ -19,7 +19,6 @@ from reasonscope.data.trace import Trace
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.fitting.linear_probes import LinearProbe
 from reasonscope.probes.generation.branches import PrefixWriter
-from reasonscope.probes.generation.monitored import LEARNED_FROM, MONITOR_KEY
 from reasonscope.probes.models.model import Model
 from reasonscope.probes.properties.refusal_cliff import token_scores
 from reasonscope.steering.exits.places import PlaceKind, Places
@@ -45,6 +44,7 @@ class ExitStudy:
         seed: The random seed.
         n_kept: Of how many traces the forced answers were kept from before.
         n_traces: Traces on both sides.
+        uncounted: Live runs of which the tokens of forced answers are not known, and why.
     """
 
     report: ExitReport
@@ -57,6 +57,7 @@ class ExitStudy:
     seed: int
     n_kept: int
     n_traces: int
+    uncounted: Mapping[str, str] = field(default_factory=dict)
 
 
 def early_exits(
@@ -66,6 +67,7 @@ def early_exits(
     probe: LinearProbe | None = None,
     live: Mapping[str, TraceStore] | None = None,
     at: Sequence[tuple[str, float]] = (),
+    tolerance: float = 0.02,
     held_out: float = 0.5,
     n: int | None = None,
     kind: PlaceKind = "paragraph",
@@ -84,7 +86,8 @@ def early_exits(
             problems that are not held out.
         live: Runs of the same problems and samples in which something stopped the model while it wrote, by name.
         at: Rules at thresholds of your own, judged beside the others: (name, threshold).
-        held_out: Share of the groups of problems that the rules are judged on.
+        tolerance: Accuracy that a threshold may cost; thresholds at 0, .02, .05 and .1 are chosen, too.
+        held_out: Share of the groups of problems that the rules are judged on, of those with thinking that the probe did not learn from.
         n: At most so many problems to judge on.
         kind: Thinking may stop after each "paragraph" or "sentence".
         every: The fewest tokens of thinking between two places.
@@ -97,19 +100,20 @@ def early_exits(
         The report, with the fitted probe.
 
     Raises:
-        InputError: If there are too few problems with thinking and a gold answer, no thinking has a place to stop, or a live run lacks one
-            of the traces.
+        InputError: If there are too few problems with thinking and a gold answer, no thinking that thresholds come from has a place to
+            stop, a live run lacks one of the traces, or the tolerance is not between 0 and 1.
 
     Example:
         study = early_exits(rs.open_run("runs/mine").store, model)
         print(exit_summary(study))
     """
+    check_tolerance(tolerance)
     traces = [trace for trace in store if _usable(trace)]
     if not traces:
         raise InputError("no trace has thinking, tokens and a gold answer; record problems with answers")
     if probe is not None:
         traces = probe.unseen(traces)
-    calibrated, judged = _sides(store, traces, held_out, n, seed)
+    calibrated, judged = _sides(traces, held_out, n, seed)
     places = Places.of(model, kind=kind, every=every)
     reader = PlaceReader(model, writer=PrefixWriter(model, batch_size=batch_size), seed=seed)
     kept = KeptSignals(keep, {"model": store.meta.get("model", {}), "places": [kind, every], "seed": seed})
@@ -117,11 +121,12 @@ def early_exits(
         trace.id: kept.of(reader, places, trace)
         for trace in tracked([*calibrated, *judged], "forcing answers", "traces")
     }
-    if not any(len(one.cuts) for one in found.values()):
-        raise InputError(
-            f"no thinking has the end of a {kind} before its own end; choose other places to stop (--places)"
-        )
     learned, tested = ([found[trace.id] for trace in side] for side in (calibrated, judged))
+    if not any(len(one.cuts) for one in learned):
+        raise InputError(
+            f"no thinking that thresholds come from has the end of a {kind} before its own end; "
+            "choose other places to stop (--places), or record more problems"
+        )
     fitted, why_not = (None, "") if probe else _fitted(store, learned, seed)
     if fitted is not None:
         learned = [one.with_score(fitted.held_out.get(one.trace, one.score)) for one in learned]
@@ -132,8 +137,15 @@ def early_exits(
         if probe is None:
             raise InputError("a threshold by false alarms needs a saved probe of other problems; give --probe")
         at = [*at, (PROBE, false_alarm_threshold(probe, learned, false_alarms=false_alarms))]
-    watched = {name: _live_outcomes(other, judged) for name, other in (live or {}).items()}
-    report = exit_report(learned, tested, live=watched, at=at, seed=seed)
+    watched = {name: live_outcomes(other, judged, model, reader) for name, other in (live or {}).items()}
+    report = exit_report(
+        learned,
+        tested,
+        tolerances=tuple(dict.fromkeys((*TOLERANCES, tolerance))),
+        live={name: outcomes for name, (outcomes, _) in watched.items()},
+        at=at,
+        seed=seed,
+    )
     return ExitStudy(
         report=report,
         judged=tuple(trace.id for trace in judged),
@@ -145,6 +157,7 @@ def early_exits(
         seed=seed,
         n_kept=kept.n_found,
         n_traces=len(found),
+        uncounted={name: why for name, (_, why) in watched.items() if why},
     )
 
 
@@ -182,53 +195,13 @@ def exit_recipes(study: ExitStudy, tolerance: float, *, provenance: Mapping[str,
     return recipes
 
 
-def _live_outcomes(store: TraceStore, judged: Sequence[Trace]) -> Outcomes:
-    """What happened to these traces in a run in which something stopped the model.
-
-    Raises InputError if it lacks one of them, or if what stopped it learned from one of their problems.
-    """
-    known = set(store.ids)
-    if missing := [trace.id for trace in judged if trace.id not in known]:
-        raise InputError(
-            f"{store.path} has no trace {missing[0]!r}; record the same problems and samples with --monitor, or leave the run out"
-        )
-    _check_held_out(store, {trace.problem.group for trace in judged})
-    pairs = [store.trace(trace.id) for trace in judged]
-    return Outcomes(
-        right=np.array([float(trace.correct is True) for trace in pairs]),
-        tokens=np.array([float(len(trace.written_thinking)) for trace in pairs]),
-    )
-
-
-def _check_held_out(store: TraceStore, groups: set[str]) -> None:
-    """Raise InputError if the monitor or the recipe of a run learned from any of these groups of problems, or does not say."""
-    sources: list[Mapping[str, Any]] = []
-    if (monitor := store.meta.get(MONITOR_KEY)) is not None:
-        sources.append({"groups": monitor[LEARNED_FROM]} if LEARNED_FROM in monitor else {})
-    if store.recipe is not None and store.recipe.exists():
-        sources.append(Recipe.load(store.recipe).learned)
-    for learned in sources:
-        if "groups" not in learned:
-            raise InputError(
-                f"what stopped {store.path} does not say which problems it learned from, so it cannot be judged; make it again and "
-                "record the run again"
-            )
-        if seen := sorted(groups & {*learned["groups"]}):
-            raise InputError(
-                f"what stopped {store.path} learned from {len(seen)} of the problems to judge on ({seen[0]!r} …); "
-                "judge the split that it comes from (the same --held-out and --seed), or record other problems"
-            )
-
-
 def _usable(trace: Trace) -> bool:
     return trace.correct is not None and len(trace.token_ids) > 0 and trace.n_thinking_tokens > 0
 
 
-def _sides(
-    store: TraceStore, traces: Sequence[Trace], held_out: float, n: int | None, seed: int
-) -> tuple[list[Trace], list[Trace]]:
+def _sides(traces: Sequence[Trace], held_out: float, n: int | None, seed: int) -> tuple[list[Trace], list[Trace]]:
     """The traces to calibrate on and to judge on."""
-    split = split_run(store, share=held_out, n=n, seed=seed)
+    split = split_run(traces, share=held_out, n=n, seed=seed)
     learn, judge = set(split.ids), {problem.id for problem in split.held_out}
     sides = [t for t in traces if t.id in learn], [t for t in traces if t.id not in learn and t.problem.id in judge]
     for side, what in zip(sides, ("calibrate", "judge"), strict=True):

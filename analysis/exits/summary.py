@@ -21,19 +21,24 @@ def exit_summary(
     report = study.report
     accuracy, tokens = report.whole
     points = report.at(tolerance)
+    looked_at = [point for point in points if point.rule != BUDGET and point.rule not in study.uncounted]
     n = str(report.n_judged)
     rows: list[tuple[str, ...]] = [("whole thinking", "–", in_words(tokens), in_hundredths(accuracy), "–", "–", n)]
     rows += [_row(point, n) for point in points]
     return Summary(
-        finding=_finding([point for point in points if point.rule != BUDGET], tolerance),
+        finding=_finding(looked_at, tolerance),
         columns=_COLUMNS,
         rows=rows,
         notes=[
             f"Thresholds come from {report.n_calibrated} other traces, on which they cost at most {tolerance:g} of accuracy; "
             "tokens include those of forced answers.",
             "Saved: tokens, against the cheapest fixed budget that is at least as accurate on the same traces, chosen with hindsight.",
-            f"The best of {len(points) - 1} rules is named, so it has to save in all but {_LEVEL:g} / {len(points) - 1} of the resamples.",
+            f"The best of {len(looked_at)} rules is named, so it has to save in all but {_LEVEL:g} / {len(looked_at)} of the resamples.",
             "Random: accuracy if the same stops fall on other traces, mean and range of the draws.",
+            *(
+                f"“{name}” lacks the tokens of the answers that it forced, which are not known: {why}. The finding leaves it out."
+                for name, why in study.uncounted.items()
+            ),
             *_thoughts(report.thoughts),
             *(
                 [f"The forced answers of {study.n_kept} of {study.n_traces} traces were kept from before."]
@@ -58,6 +63,11 @@ def _finding(points: Sequence[ExitPoint], tolerance: float) -> str:
     if better:
         costs = _costs(best.change)
         return f"{_named(best.rule)} saves {saved} of the tokens against the best fixed budget of equal accuracy, and {costs}."
+    if best.budget_saving.value <= 0:
+        return (
+            f"No rule saves tokens against the best fixed budget of equal accuracy, at a tolerance of {tolerance:g}: "
+            f"the best, {_named(best.rule, inside=True)}, comes to {saved}."
+        )
     return (
         f"No rule clearly saves tokens against the best fixed budget of equal accuracy, at a tolerance of {tolerance:g}: "
         f"the most is {saved} by {_named(best.rule, inside=True)}."

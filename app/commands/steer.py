@@ -76,15 +76,6 @@ class _PlaceArgument(StrEnum):
     sentence = "sentence"
 
 
-class _ExitTolerance(StrEnum):
-    """Accuracies that `steer exit` chooses thresholds for."""
-
-    none = "0"
-    two = "0.02"
-    five = "0.05"
-    ten = "0.1"
-
-
 @steer.command("extract")
 @grouped
 def _extract(
@@ -413,9 +404,13 @@ def _exit(
         ),
     ] = None,
     tolerance: Annotated[
-        _ExitTolerance,
-        typer.Option(help="Accuracy that a threshold may cost on the problems it is chosen by; JSON has all."),
-    ] = _ExitTolerance.two,
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Accuracy that a threshold may cost on the problems it is chosen by; JSON has 0, .02, .05 and .1, too.",
+        ),
+    ] = 0.02,
     at: Annotated[
         list[str] | None,
         typer.Option(help='A rule at a threshold of your own, such as "fixed budget=120"; may be repeated.'),
@@ -465,6 +460,7 @@ def _exit(
         probe=LinearProbe.load(probe) if probe else None,
         live={f"live: {path.name}": TraceStore.open(run_folder(path).store) for path in live or []},
         at=[_rule_at(text) for text in at or ()],
+        tolerance=tolerance,
         held_out=held_out,
         n=n,
         kind="sentence" if places is _PlaceArgument.sentence else "paragraph",
@@ -476,13 +472,14 @@ def _exit(
     )
     numbers = study.report.to_dict()
     probes = {"exit": study.fitted.probe} if study.fitted else {}
-    command = f"reasonscope steer exit --run {run} --held-out {held_out} --places {places.value} --every {every} --seed {seed}"
+    how = f"--places {places.value} --every {every} --tolerance {tolerance:g} --seed {seed}"
+    command = f"reasonscope steer exit --run {run} --held-out {held_out} {how}"
     drawn = {"exit_frontier": exit_frontier(study.report)}
     save_numbers(where, "exit", numbers, command=command, seed=seed, figures=drawn, probes=probes)
     files = [f"numbers: {where.numbers / 'exit.json'}; figure: {where.figures / 'exit_frontier.html'}"]
     folder = recipes or where.vectors
     about = {"run": str(run), **{key: store.meta[key] for key in ("model", "prompt", "thinking") if key in store.meta}}
-    made = exit_recipes(study, float(tolerance.value), provenance=about)
+    made = exit_recipes(study, tolerance, provenance=about)
     make_folder(folder)
     for recipe in made:
         recipe.save(folder / f"{recipe.name}{SUFFIX}")
@@ -495,7 +492,7 @@ def _exit(
         if first
         else f"reasonscope app {run}"
     )
-    summary = exit_summary(study, tolerance=float(tolerance.value), files=files, next_command=following)
+    summary = exit_summary(study, tolerance=tolerance, files=files, next_command=following)
     show_summary(summary, numbers, json_)
 
 

@@ -6,6 +6,7 @@ It decides in the pass of the newest token, and leaves the sampler no choice but
 
 import base64
 import json
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from reasonscope.probes.vllm.in_worker import Here, Pass, reported
 from reasonscope.steering.decoding.closing import Closing, forced
 from reasonscope.steering.engine.worker import think_token_ids
-from reasonscope.steering.exits.places import Places
+from reasonscope.steering.exits.places import MASKS, Places
 from reasonscope.steering.vectors.thinking import WrittenThinking
 
 _ROW = 0  # of the one sequence that a hook follows
@@ -167,9 +168,10 @@ def _thinking(told: Mapping[str, Any], worker: Any) -> WrittenThinking:
 
 
 def _places(told: Mapping[str, Any], thinking: WrittenThinking) -> Places:
-    masks = {name: torch.zeros(told["vocabulary"], dtype=torch.bool) for name in ("ends", "newline")}
-    for name, mask in masks.items():
-        mask[torch.tensor(told[name], dtype=torch.int64)] = True
-    return Places(
-        thinking=thinking, ends=masks["ends"], newline=masks["newline"], every=told["every"], kind=told["kind"]
-    )
+    masks = {name: _unpacked(told[name], told["vocabulary"]) for name in MASKS}
+    return Places(thinking=thinking, every=told["every"], kind=told["kind"], **masks)
+
+
+def _unpacked(packed: str, n: int) -> Tensor:
+    bits = np.frombuffer(zlib.decompress(base64.b64decode(packed)), dtype=np.uint8)
+    return torch.from_numpy(np.unpackbits(bits, count=n).astype(bool))

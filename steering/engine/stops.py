@@ -2,12 +2,14 @@
 
 import base64
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from reasonscope.data.errors import InputError, SiteError
 from reasonscope.probes.fitting.linear_probes import LinearProbe
@@ -15,7 +17,7 @@ from reasonscope.probes.models.prompting import Prompting
 from reasonscope.probes.vllm.steering import Look
 from reasonscope.steering.engine.shipping import shipped
 from reasonscope.steering.engine.worker import vocabulary_hash
-from reasonscope.steering.exits.places import Places
+from reasonscope.steering.exits.places import MASKS, Places
 from reasonscope.steering.exits.rules import BUDGET, PROBE
 from reasonscope.steering.exits.signals import closing_ids
 from reasonscope.steering.recipes.controls import ControlPart, exit_probe
@@ -126,6 +128,10 @@ def _places_told(places: Places) -> dict[str, Any]:
         "kind": places.kind,
         "every": places.every,
         "vocabulary": len(places.ends),
-        "ends": places.ends.nonzero()[:, 0].tolist(),
-        "newline": places.newline.nonzero()[:, 0].tolist(),
+        **{name: _packed(getattr(places, name)) for name in MASKS},
     }
+
+
+def _packed(mask: Tensor) -> str:
+    """A mask of the vocabulary in few characters, since it travels with each request."""
+    return base64.b64encode(zlib.compress(np.packbits(mask.numpy()).tobytes())).decode()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from reasonscope.data.errors import InputError
 from reasonscope.data.progress import say
 from reasonscope.data.storage.store import TraceStore
-from reasonscope.data.trace import Problem, Sampling
+from reasonscope.data.trace import Problem, Sampling, Trace
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.models.model import Model, load_model
 from reasonscope.probes.models.prompting import as_recorded
@@ -79,8 +79,11 @@ class Split:
     held_out: tuple[Problem, ...]
 
 
-def split_run(store: TraceStore, *, share: float, n: int | None, seed: int) -> Split:
-    """Hold out a `share` of the problem groups of a run, and of these at most `n` problems. Raises InputError for too few groups."""
+def split_run(store: TraceStore | Sequence[Trace], *, share: float, n: int | None, seed: int) -> Split:
+    """Hold out a `share` of the problem groups of a run or of some of its traces, and of these at most `n` problems.
+
+    Raises InputError for too few groups.
+    """
     problems: dict[str, list[Problem]] = {}
     for trace in store:
         problems.setdefault(trace.problem.group, []).append(trace.problem)

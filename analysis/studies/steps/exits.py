@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from reasonscope.analysis.exits.evaluation import check_tolerance
 from reasonscope.analysis.exits.run import early_exits
 from reasonscope.analysis.exits.summary import exit_summary
 from reasonscope.analysis.figures import exit_frontier
@@ -22,7 +23,7 @@ class ExitStep(Step):
         held_out: Share of the problems that the rules are judged on.
         places: An answer is forced at the end of each paragraph or sentence.
         every: The fewest tokens of thinking between two of these.
-        tolerance: Accuracy that a threshold may cost, for the summary.
+        tolerance: Accuracy that a threshold may cost, from 0 to 1, for the summary.
         n: At most so many problems to judge on.
         batch_size: Answers that are forced together.
     """
@@ -36,6 +37,9 @@ class ExitStep(Step):
     tolerance: float = 0.02
     n: int | None = None
     batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        check_tolerance(self.tolerance)
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -51,6 +55,7 @@ class ExitStep(Step):
         study = early_exits(
             lab.store(self.exit),
             lab.model_of(self.exit),
+            tolerance=self.tolerance,
             held_out=self.held_out,
             n=self.n,
             kind=self.places,
@@ -65,7 +70,7 @@ class ExitStep(Step):
             numbers=study.report.to_dict(),
             figures={"exit_frontier": exit_frontier(study.report)},
             probes={"exit": study.fitted.probe} if study.fitted else {},
-            command=f"reasonscope steer exit --run {where.results} --held-out {self.held_out}",
+            command=f"reasonscope steer exit --run {where.results} --held-out {self.held_out} --tolerance {self.tolerance:g}",
             seed=lab.plan.seed,
         ).save(where)
         return Outcome(

@@ -11,12 +11,14 @@ import torch
 from typer.testing import CliRunner
 
 from reasonscope.analysis.exits.evaluation import _outcomes, calibrate, exit_report, thoughts
-from reasonscope.analysis.exits.outcomes import Outcomes, thresholds
+from reasonscope.analysis.exits.live import live_outcomes
+from reasonscope.analysis.exits.outcomes import Outcomes, outcomes_at, thresholds
 from reasonscope.analysis.exits.probe import false_alarm_threshold, fit_exit_probe
-from reasonscope.analysis.exits.run import ExitStudy, _live_outcomes, _scored, early_exits
+from reasonscope.analysis.exits.run import ExitStudy, _scored, early_exits
 from reasonscope.analysis.exits.signals import ExitSignals, exit_signals
 from reasonscope.analysis.exits.summary import exit_summary
 from reasonscope.analysis.figures import exit_frontier
+from reasonscope.analysis.studies.steps.exits import ExitStep
 from reasonscope.app.cli import app
 from reasonscope.data.errors import InputError
 from reasonscope.data.exchange.problem_sets import load_problems
@@ -36,6 +38,7 @@ from reasonscope.steering.decoding.monitor import EXIT_TARGET, _left_alone
 from reasonscope.steering.exits.places import Places
 from reasonscope.steering.exits.rules import FIXED_BUDGET, PROBE, RULES, rule_named, slug, stopping_place
 from reasonscope.steering.exits.signals import PlaceReader, closing_ids
+from reasonscope.steering.experiments.held_out import split_run
 from reasonscope.steering.recipes.controls import exit_part
 from reasonscope.steering.recipes.following import follow
 from reasonscope.steering.recipes.recipe import Recipe, RecipePart
@@ -127,6 +130,11 @@ def test_a_rule_that_knows_saves_tokens_and_one_that_does_not_saves_none():
     assert probe.random[1] < 0.8 and probe.random_tokens == pytest.approx(probe.tokens.value)
 
 
+def study_of(report, **more):
+    about = {"judged": (), "calibrated": (), "fitted": None, "probe": None, "without_probe": "", "n_kept": 0}
+    return ExitStudy(report=report, places=("paragraph", 4), seed=0, n_traces=8, **{**about, **more})
+
+
 def test_the_best_rule_is_named_only_if_it_saves_whichever_rule_is_looked_at():
     many = [signals(i, known=1 + i % 3) for i in range(8)]
     report = exit_report(many[:4], many[4:], n_resamples=100)
@@ -141,19 +149,7 @@ def test_the_best_rule_is_named_only_if_it_saves_whichever_rule_is_looked_at():
             )
             for one in report.points
         )
-        study = ExitStudy(
-            report=replace(report, points=points),
-            judged=(),
-            calibrated=(),
-            fitted=None,
-            probe=None,
-            without_probe="",
-            places=("paragraph", 4),
-            seed=0,
-            n_kept=0,
-            n_traces=8,
-        )
-        said = exit_summary(study)
+        said = exit_summary(study_of(replace(report, points=points)))
         assert (
             f"The best of {n} rules is named, so it has to save in all but 0.025 / {n} of the resamples." in said.notes
         )
@@ -163,6 +159,42 @@ def test_the_best_rule_is_named_only_if_it_saves_whichever_rule_is_looked_at():
     assert finding(0.025 / n - 1e-9).startswith("Stopping by “probe” saves 10 %")
     assert finding(0.025 / n + 1e-4).startswith("No rule clearly saves tokens")
     assert finding(0.001, low=0.0).startswith("No rule clearly saves tokens")
+
+
+def test_a_saving_below_nothing_is_not_called_the_most_that_is_saved():
+    never = [signals(i, known=9, finished=False) for i in range(8)]
+    report = exit_report(never[:4], never[4:], n_resamples=100)
+    loss = Estimate(value=-0.04, low=-4.28, high=-0.01)
+    report = replace(report, points=tuple(replace(one, budget_saving=loss) for one in report.points))
+    assert exit_summary(study_of(report)).finding == (
+        "No rule saves tokens against the best fixed budget of equal accuracy, at a tolerance of 0.02: "
+        "the best, stopping by “probe”, comes to −4 % [−428, −1]."
+    )
+
+
+def test_the_finding_leaves_out_a_live_run_whose_tokens_are_not_all_known():
+    many = [signals(i, known=1 + i % 3) for i in range(8)]
+    live = {"live": Outcomes(right=np.ones(4), tokens=np.ones(4))}
+    report = exit_report(many[:4], many[4:], live=live, n_resamples=500)
+    assert exit_summary(study_of(report)).finding.startswith("Stopping by “live” saves")
+    said = exit_summary(study_of(report, uncounted={"live": "the run has lost its recipe"}))
+    assert "“live”" not in said.finding and said.rows[-1][0] == "live"
+    assert any("“live” lacks the tokens" in note and "lost its recipe" in note for note in said.notes)
+    assert any("The best of 6 rules" in note for note in said.notes)
+
+
+def test_a_tolerance_has_thresholds_of_its_own_or_is_refused():
+    many = [signals(i, known=1 + i % 3) for i in range(8)]
+    report = exit_report(many[:4], many[4:], tolerances=(0.02, 0.3), n_resamples=50)
+    assert len(report.at(0.3)) == len(report.at(0.02)) == 7
+    assert "cost at most 0.3 of accuracy" in str(exit_summary(study_of(report), tolerance=0.3))
+    with pytest.raises(InputError, match=r"no threshold was chosen at a tolerance of 0.03; choose from 0.02, 0.3"):
+        exit_summary(study_of(report), tolerance=0.03)
+    for wrong in (-0.1, 1.5, float("nan")):
+        with pytest.raises(InputError, match="from 0 to 1"):
+            early_exits(FakeStore(), None, tolerance=wrong)
+        with pytest.raises(InputError, match="from 0 to 1"):
+            ExitStep(exit="run", tolerance=wrong)
 
 
 def test_thresholds_are_judged_on_other_problems():
@@ -266,6 +298,84 @@ def test_places_are_inside_the_thinking_that_was_written(model, run):
     assert places.ended(torch.tensor([[ends], [places.ends.int().argmin()]])).tolist() == [True, False]
 
 
+@pytest.mark.parametrize(
+    ("text", "sentences"),
+    [
+        ("is 3.14. So", ["is 3.14. So"]),
+        ("is 3.14\n", []),
+        ("is 42. So", ["is 42. So"]),
+        ("is 42.\n\nSo", ["is 42.\n\n"]),
+        ("is 42! So", ["is 42!"]),
+        ("is so. So", ["is so."]),
+        ("file2.py", []),
+    ],
+)
+def test_a_full_stop_after_a_digit_ends_a_sentence_once_white_space_follows(model, text, sentences):
+    ids = model.encode_continuation(text)
+    places = Places.of(model, kind="sentence")
+    assert [model.decode([i]) for i in ids][-1] != text  # one token cannot tell
+    ended = [model.decode(ids[:n]) for n in range(1, len(ids) + 1) if places.ended(torch.tensor([ids[:n]]))[0]]
+    assert ended == sentences
+    assert not any(mask.any() for mask in (Places.of(model).stop, Places.of(model).digit, Places.of(model).blank))
+
+
+def test_a_finished_text_and_one_that_is_written_have_the_same_sentences(model, doubting):
+    places = Places.of(model, kind="sentence", every=1)
+    trace = max(doubting, key=lambda one: one.n_thinking_tokens)
+    ids = torch.from_numpy(trace.token_ids)[None]
+    live = [n for n in range(1, ids.shape[1]) if places.ended(ids[:, :n])[0]]
+    inside = [n for n in live if n > trace.n_prompt_tokens and places.written(ids[0, :n]) > 0]
+    assert places.of_trace(trace)[0] == inside and len(inside) > 3
+
+
+def test_a_probe_of_one_half_of_a_run_is_calibrated_and_judged_on_the_other(model, run):
+    """`probe correctness --held-out 0.5` and this share one way to split, so the half that is left has to be split again."""
+    learned = {run.trace(id).problem.group for id in split_run(run, share=0.5, n=None, seed=0).ids}
+    probe = LinearProbe(
+        coef=np.ones(model.d_model), intercept=0.0, site=Site("resid_post", 4), task="binary", method="test",
+        model=model.fingerprint, provenance={"learned_from": sorted(learned)},
+    )  # fmt: skip
+    study = early_exits(run, model, probe=probe, held_out=0.5, tolerance=0.03)
+    judged = {run.trace(id).problem.group for id in study.judged}
+    assert len(judged) == len(study.calibrated) == 3 and not judged & set(study.calibrated)
+    assert not learned & {*judged, *study.calibrated}
+    assert {point.tolerance for point in study.report.points} == {0.0, 0.02, 0.05, 0.1, 0.03}
+    assert "at most 0.03 of accuracy" in str(exit_summary(study, tolerance=0.03))
+
+
+def test_thinking_without_places_on_the_side_of_the_thresholds_is_said(model, run):
+    last = {trace.id: max(Places.of(model).of_trace(trace)[1], default=0) for trace in run}
+    longest = max(last, key=last.__getitem__)
+    sides = ((seed, split_run(run, share=0.5, n=None, seed=seed).ids) for seed in range(20))
+    seed, learn = next((seed, ids) for seed, ids in sides if longest not in ids)
+    every = 1 + max(last[id] for id in learn)
+    assert Places.of(model, every=every).of_trace(run.trace(longest))[0]
+    with pytest.raises(InputError, match="no thinking that thresholds come from has the end of a paragraph"):
+        early_exits(run, model, every=every, seed=seed)
+
+
+@pytest.mark.parametrize(("rule", "threshold"), [("stable answers", 2), ("confidence before a doubt", 0.5)])
+def test_a_live_run_pays_for_the_answers_that_its_rule_forced(rule, threshold, model, doubting, tmp_path):
+    recipe = Recipe(name="stop", controls=(exit_part(rule, threshold),), provenance={"groups": []})
+    problems = list({trace.problem.id: trace.problem for trace in doubting}.values())
+    sampling = Sampling(temperature=0.7, max_new_tokens=200)
+    live = record(model, problems, tmp_path / "live", sampling=sampling, steer=recipe)
+    reader, judged = PlaceReader(model), list(doubting)
+    signals = [exit_signals(reader, Places.of(model), trace) for trace in judged]
+    stops = [stopping_place(BY_NAME[rule].statistic(one), threshold) for one in signals]
+    tries = _outcomes(BY_NAME[rule], signals, threshold).tokens - outcomes_at(signals, stops).tokens
+    written = [len(live.trace(trace.id).written_thinking) for trace in judged]
+    found, why_not = live_outcomes(live, judged, model, reader)
+    assert (found.tokens - written).tolist() == tries.tolist() and tries.sum() > 0 and not why_not
+    pushed = SteeringVector(directions={Site("resid_post", 3): np.ones(model.d_model, dtype=np.float32)}, method="test")
+    push = RecipePart(vector=replace(pushed, provenance={"groups": []}), scope={"on": "think"})
+    replace(recipe, parts=(push,)).save(live.recipe)
+    assert live_outcomes(live, judged, model, reader)[1] == "vectors steered the model that wrote them"
+    live.recipe.unlink()
+    found, why_not = live_outcomes(live, judged, model, reader)
+    assert found.tokens.tolist() == written and why_not == "the run has lost its recipe"
+
+
 def test_the_whole_study_runs_on_a_run_and_says_what_it_found(model, run):
     study = early_exits(run, model, held_out=0.5, seed=0, live={"live": run})
     live = study.report.points[-1]
@@ -286,7 +396,7 @@ def test_the_whole_study_runs_on_a_run_and_says_what_it_found(model, run):
         early_exits(FakeStore(bare), model)
 
 
-def test_a_live_run_is_not_judged_on_problems_that_its_monitor_learned_from(run):
+def test_a_live_run_is_not_judged_on_problems_that_its_monitor_learned_from(model, run):
     judged = list(run)[:2]
     groups = [trace.problem.group for trace in judged]
 
@@ -296,11 +406,13 @@ def test_a_live_run_is_not_judged_on_problems_that_its_monitor_learned_from(run)
         store.meta, store.recipe = {"monitor": {"stop_above": 0.5, **about}}, None
         return store
 
-    assert _live_outcomes(stopped(learned_from=["elsewhere"]), judged).tokens.shape == (2,)
+    reader = PlaceReader(model)
+    found, why_not = live_outcomes(stopped(learned_from=["elsewhere"]), judged, model, reader)
+    assert found.tokens.tolist() == [len(trace.written_thinking) for trace in judged] and not why_not
     with pytest.raises(InputError, match=f"learned from 1 of the problems to judge on .'{groups[1]}'"):
-        _live_outcomes(stopped(learned_from=groups[1:]), judged)
+        live_outcomes(stopped(learned_from=groups[1:]), judged, model, reader)
     with pytest.raises(InputError, match="does not say which problems it learned from"):
-        _live_outcomes(stopped(), judged)
+        live_outcomes(stopped(), judged, model, reader)
 
 
 def test_the_command_saves_numbers_a_figure_and_the_probe_for_a_monitor(run, tmp_path):
