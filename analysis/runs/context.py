@@ -24,7 +24,7 @@ from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.trace import Trace
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.generation.branches import PrefixWriter, SequenceWriter, Writer
-from reasonscope.probes.models.model import Model, load_model
+from reasonscope.probes.models.model import Model, load_as_recorded, load_model
 from reasonscope.probes.models.prompting import as_recorded, load_prompting
 from reasonscope.probes.server.completions import server_writer
 from reasonscope.probes.vllm.address import check_address
@@ -59,7 +59,8 @@ class Study(Generic[Told]):
     @cached_property
     def model(self: "Study[LoadsModel]") -> Model:
         """The model that wrote the traces, steered as it was then."""
-        model = load_model(self._name, **as_recorded(self.store.meta, _loading(self.options)))
+        how = {**_loading(self.options), "revision": self.options.revision}
+        model = load_as_recorded(self.store.meta, self._name, how)
         if self.recipe is not None:
             follow(model, self.recipe, (trace.token_ids[: trace.n_prompt_tokens].tolist() for trace in self.store))
         return model
@@ -111,8 +112,8 @@ class Study(Generic[Told]):
         told = self.options
         if told.server is None:
             return self.model
-        loading = as_recorded(self.store.meta, {})
-        bare = load_prompting(self._name, thinking=loading["thinking"], prompt=loading["prompt"])
+        loading = as_recorded(self.store.meta, {"revision": told.revision}, self._name)
+        bare = load_prompting(self._name, **{part: loading[part] for part in ("revision", "thinking", "prompt")})
         prompts = (trace.token_ids[: trace.n_prompt_tokens].tolist() for trace in self.store)
         steering = None if self.recipe is None else in_engine(self.recipe, bare, prompts)
         check_address(told.server, trusted=told.trust_server)
@@ -162,7 +163,7 @@ class Study(Generic[Told]):
 
 
 def _loading(how: LoadsModel) -> dict[str, Any]:
-    """The arguments of `load_model`."""
+    """The arguments of `load_model` that hold for a base model, too."""
     names = ("device", "dtype", "quantise", "threads", "deterministic", "float32_compute")
     return {name: getattr(how, name) for name in names}
 

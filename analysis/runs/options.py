@@ -67,12 +67,18 @@ class LoadsModel(AnalysisOptions):
     """Options of an analysis that loads the model; all but its name are those of `load_model`."""
 
     model: str | None = _option(None, "The model that wrote the traces, if the run does not say.")
+    revision: str | None = _option(None, "Branch, tag or commit of this model on the hub; by default that of the run.")
     device: str = "cpu"
     dtype: str | None = None
     quantise: Quantise | None = None
     threads: int | None = None
     deterministic: bool = False
     float32_compute: bool = False
+
+    def key(self) -> dict[str, Any]:
+        """The revision of the run itself is in its store, which the results depend on anyway."""
+        known = super().key()
+        return known if self.revision else {name: value for name, value in known.items() if name != "revision"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.storage.untrusted import parse_json, wrap_errors
 from reasonscope.data.trace import Message, Problem
 from reasonscope.probes.architecture.sites import Site, expand_sites
-from reasonscope.probes.models.model import Model, load_model
+from reasonscope.probes.models.model import Model, load_model, tell_other_weights
 from reasonscope.probes.models.prompting import Prompting, as_recorded, load_prompting
 from reasonscope.probes.server.completions import ServerWriter, server_writer
 from reasonscope.steering.engine.arms import EngineArms
@@ -91,7 +91,10 @@ class Lab:
 
     def model_of(self, run: str) -> Model:
         """The model, asked and read as the run was recorded."""
-        return self.model(**as_recorded(self.store(run).meta, self.plan.load))
+        meta = self.store(run).meta
+        model = self.model(**as_recorded(meta, self.plan.load, self.plan.model))
+        tell_other_weights(meta, model)
+        return model
 
     def prompting(self, **how: Any) -> Prompting:
         """Tokenizer and configuration alone."""
@@ -220,6 +223,7 @@ def _is_as_asked(loaded: Mapping[str, Any], model: Model, told: Mapping[str, Any
     found = {
         "thinking": model.thinking,
         "prompt": model.prompt,
+        "revision": model.revision,
         "dtype": str(model.hf.dtype).removeprefix("torch."),
     }
     return all(

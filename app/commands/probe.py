@@ -73,8 +73,9 @@ def _forecast(
     from reasonscope.probes.models.prompting import as_recorded
 
     fitted = LinearProbe.load(probe)
-    how = as_recorded({**fitted.provenance, "model": fitted.model}, {**load})
-    numbers = forecast_numbers(load_model(model or str(fitted.model.get("name")), **how), fitted, prompts)
+    source = model or str(fitted.model.get("name"))
+    how = as_recorded({**fitted.provenance, "model": fitted.model}, {**load}, source)
+    numbers = forecast_numbers(load_model(source, **how), fitted, prompts)
     show_summary(forecast_summary(numbers, as_fitted="prompt" in fitted.provenance), numbers, json_)
 
 

@@ -235,7 +235,7 @@ def _apply(
         raise InputError(f"{recipe} does not say which model it was made for; give --model")
     asked = load_problems(problems, n=n, seed=seed) if problems else [question(text) for text in prompt or ()]
     sampling = Sampling(temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
-    how = as_recorded(loaded.provenance, {"backend": backend, **load})
+    how = as_recorded(loaded.provenance, {"backend": backend, **load}, source)
     found = answer_with(loaded, load_model(source, **how), asked, sampling)
     show_summary(found.summary(), found.to_dict(), json_)
 

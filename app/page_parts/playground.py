@@ -81,10 +81,9 @@ def has_strength(path: Path) -> bool:
 @lru_cache(maxsize=1)
 def loaded(name: str, run: OpenRun) -> "Model":
     """The model, kept while the app runs; it finds thinking and renders prompts as the run says."""
-    from reasonscope.probes.models.model import load_model
-    from reasonscope.probes.models.prompting import as_recorded
+    from reasonscope.probes.models.model import load_as_recorded
 
-    return load_model(name, **as_recorded(run.store.meta, {}))
+    return load_as_recorded(run.store.meta, name, {})
 
 
 def mixed(weights: Mapping[Path, float], scope: str) -> "Recipe":

@@ -206,6 +206,15 @@ def _find_adapter(place: Path | str, revision: str | None) -> _Adapter | None:
     return _Adapter(name=str(place), folder=weights.parent, base=base, base_revision=fields.get("revision"))
 
 
+def is_adapter(source: str) -> bool:
+    """Whether a folder or hub repository holds a PEFT adapter; one that cannot be reached counts as a model."""
+    try:
+        with _foreign(source):
+            return _cached(locate(source), _ADAPTER, None) is not None
+    except ModelLoadError:
+        return False
+
+
 def _cached(place: Path | str, file: str, revision: str | None) -> Path | None:
     """The place of a file of a folder or hub repository on this machine, after a download if need be; None if it does not exist."""
     if isinstance(place, Path) and not (place / file).is_file():

@@ -25,7 +25,8 @@ from reasonscope.probes.models.fingerprint import fingerprint
 from reasonscope.probes.models.layout_check import check_engine, prove_layout, proved
 from reasonscope.probes.models.layout_derivation import derive_layout, layout_of_structure
 from reasonscope.probes.models.loading import fast, load_pretrained, load_structure
-from reasonscope.probes.models.prompting import Prompting, PromptOptions
+from reasonscope.probes.models.packing import packing
+from reasonscope.probes.models.prompting import Prompting, PromptOptions, as_recorded
 from reasonscope.probes.models.tags import chat_template, find_thinking
 
 # Each engine has its own module, which is imported when the engine is asked for: two of them are optional extras.
@@ -220,6 +221,34 @@ def load_model(
         prompt=prompt,
         float32_compute=float32_compute,
     )
+
+
+def load_as_recorded(meta: Mapping[str, Any], name: str, how: Mapping[str, Any]) -> Model:
+    """The model `name`, loaded and asked as a run was by its `meta`, if `how` does not say; it says if the weights differ."""
+    model = load_model(name, **as_recorded(meta, how, name))
+    tell_other_weights(meta, model)
+    return model
+
+
+def tell_other_weights(meta: Mapping[str, Any], model: Model) -> None:
+    """Say it if the weights of `model` are not those of a run. Weights of another type or packing have other bytes and are not compared."""
+    written, packed = meta.get("model") or {}, packing(model.hf.config)
+    stored_alike = (written.get("dtype"), written.get("quantised")) == (
+        str(model.hf.dtype).removeprefix("torch."),
+        packed and packed.name,
+    )
+    if not written.get("weights") or not stored_alike:
+        return
+    here = model.fingerprint
+    if here["weights"] not in (None, written["weights"]):
+        say(
+            f"{_at_revision(here)} has other weights here than {_at_revision(written)} that wrote the traces; what the model computes now "
+            "belongs to the weights here."
+        )
+
+
+def _at_revision(known: Mapping[str, Any]) -> str:
+    return " at revision ".join(str(known[part]) for part in ("name", "revision") if known.get(part))
 
 
 def _uncompiled(source: str | PreTrainedModel, backend: str) -> str | PreTrainedModel:

@@ -16,7 +16,7 @@ from reasonscope.data.text.thinking import Thinking
 from reasonscope.data.trace import Message, Problem
 from reasonscope.data.variants import Quantise
 from reasonscope.probes.models.fingerprint import described
-from reasonscope.probes.models.loading import fast, load_words
+from reasonscope.probes.models.loading import fast, is_adapter, load_words
 from reasonscope.probes.models.tags import chat_template, find_thinking, with_tag_open, with_thinking_closed
 
 # The switch has these names in the templates of Qwen3 (enable_thinking), DeepSeek V3.1 and Granite (thinking), minimind and Cohere.
@@ -279,25 +279,35 @@ def load_prompting(
     return Prompting(config=config, tokenizer=tokenizer, thinking=found, name=source, revision=revision, prompt=prompt)
 
 
-def as_recorded(meta: Mapping[str, Any], how: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments for `load_model`, with how a run finds thinking and renders prompts, by the `meta` of its store, if `how` does not say."""
+def as_recorded(meta: Mapping[str, Any], how: Mapping[str, Any], name: str | None = None) -> dict[str, Any]:
+    """Arguments for `load_model`, with how a run finds thinking and renders prompts, by the `meta` of its store, if `how` does not say.
+
+    The revision of the run is that of its own model, so it is left out for a model of another `name`.
+    """
     return {
-        **_weights_as_recorded(meta, how),
+        **_weights_as_recorded(meta, how, name),
         "thinking": how.get("thinking") or Thinking.of_meta(meta),
         "prompt": how.get("prompt") or PromptOptions.of_meta(meta),
     }
 
 
-def _weights_as_recorded(meta: Mapping[str, Any], how: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments for `load_model`, with the type and the packing of the weights that a run was recorded with, if `how` does not say.
+def _weights_as_recorded(meta: Mapping[str, Any], how: Mapping[str, Any], name: str | None) -> dict[str, Any]:
+    """Arguments for `load_model`, with revision, type and packing of the weights that a run was recorded with, if `how` does not say.
 
-    Otherwise states that an analysis computes would differ from those in the store by the rounding of another type.
+    Otherwise states that an analysis computes would be of newer weights, or differ from those in the store by the rounding of another type.
     """
     written = meta.get("model") or {}
     packed = written.get("quantised")
     return {
         **how,
+        "revision": how.get("revision") or _revision_of(written, name),
         "dtype": how.get("dtype") or written.get("dtype"),
         "quantise": how.get("quantise") or (packed if packed in get_args(Quantise) else None),
         "float32_compute": how.get("float32_compute") or written.get("compute") == "float32",
     }
+
+
+def _revision_of(written: Mapping[str, Any], name: str | None) -> str | None:
+    """The revision of the model of a run, by its fingerprint; None for an adapter, whose fingerprint may have the revision of its base."""
+    revision, own = written.get("revision"), written.get("name")
+    return revision if revision and own and name in (None, own) and not is_adapter(own) else None

@@ -15,8 +15,7 @@ from reasonscope.data.progress import say
 from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.trace import Problem, Sampling, Trace
 from reasonscope.probes.architecture.sites import Site
-from reasonscope.probes.models.model import Model, load_model
-from reasonscope.probes.models.prompting import as_recorded
+from reasonscope.probes.models.model import Model, load_as_recorded
 from reasonscope.steering.experiments.conditions import Condition
 from reasonscope.steering.experiments.decoding_responses import (
     DECODING_METHODS,
@@ -111,7 +110,7 @@ def model_of_run(store: TraceStore, model: str | None, **how: Any) -> Model:
         say(
             f"The traces of {store.path} were steered by {store.meta['steered']['name']}; the model that reads them here is not steered."
         )
-    return load_model(name, **as_recorded(store.meta, how))
+    return load_as_recorded(store.meta, name, how)
 
 
 def sampling_of_run(store: TraceStore, seed: int) -> Sampling:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from reasonscope.analysis.runs import context
 from reasonscope.analysis.studies import lab, runner
 from reasonscope.analysis.studies.lab import Served
 from reasonscope.analysis.studies.plan import read_plan
@@ -20,6 +21,8 @@ from reasonscope.analysis.studies.steps.recording import RecordStep
 from reasonscope.analysis.studies.steps.sweeping import SweepStep
 from reasonscope.data.storage.durable import sha256_of
 from reasonscope.data.summary import Summary
+from reasonscope.probes.models import model as models
+from reasonscope.probes.models.model import load_model
 from reasonscope.probes.properties import length_probe
 from reasonscope.steering.experiments.held_out import respond
 
@@ -316,3 +319,36 @@ def test_steps_on_a_run_ask_the_model_as_it_was_asked_and_do_not_load_it_again(p
     assert lab.model_of("run") is recorded
     for trace in lab.store("run"):
         assert recorded.encode_prompt(trace.problem) == trace.token_ids[: trace.n_prompt_tokens].tolist()
+
+
+class Asked(Exception):
+    """A model was asked for."""
+
+
+@pytest.mark.parametrize("analysis", ["mi", "suppression", "heads", "anchors", "receivers", "mi_compare"])
+def test_an_analysis_of_a_study_loads_the_revision_of_the_plan_and_no_such_base(first, plan, monkeypatch, analysis):
+    asked = []
+
+    def load(source, **how):
+        asked.append((source, how.get("revision")))
+        raise Asked
+
+    monkeypatch.setattr(models, "load_model", load)
+    monkeypatch.setattr(context, "load_model", load)
+    planned = replace(plan, load={"revision": "abc"})
+    step = AnalyseStep(analyse=analysis, run="run")
+    with pytest.raises(Asked):
+        step.execute(open_lab(planned, first[0]), "it")
+    assert set(asked) <= {("organism", "abc"), ("organism-base", None)} and asked
+
+
+def test_a_step_on_a_run_loads_the_revision_of_the_run(first, plan, monkeypatch):
+    loaded = load_model("organism")
+    opened = open_lab(plan, first[0])
+    meta = opened.store("run").meta
+    moved = {**meta, "model": {**meta["model"], "revision": "abc"}}
+    monkeypatch.setattr(opened, "store", lambda run: SimpleNamespace(meta=moved))
+    asked = []
+    monkeypatch.setattr(lab, "load_model", lambda source, **how: asked.append(how["revision"]) or loaded)
+    assert opened.model_of("run") is loaded
+    assert asked == ["abc"]

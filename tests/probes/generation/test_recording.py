@@ -23,7 +23,8 @@ from reasonscope.probes.generation import reading_pass
 from reasonscope.probes.generation.activations import replay
 from reasonscope.probes.generation.recording import _in_shard, as_numpy, as_tensor, record, record_written
 from reasonscope.probes.generation.rollout import trace_seed
-from reasonscope.probes.models.model import load_model
+from reasonscope.probes.models import prompting
+from reasonscope.probes.models.model import load_model, tell_other_weights
 from reasonscope.probes.models.prompting import PromptOptions, as_recorded
 
 recording = import_module("reasonscope.probes.generation.recording")  # the package calls its function by the same name
@@ -352,6 +353,62 @@ def test_the_store_says_in_which_type_and_packing_its_model_ran(model, tmp_path)
     assert as_recorded(packed, {"quantise": "8bit"})["quantise"] == "8bit"
     assert as_recorded(packed, {"float32_compute": False})["float32_compute"]
     assert as_recorded({"model": {"quantised": "gptq"}}, {})["quantise"] is None  # the checkpoint itself is packed
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "revision"),
+    [
+        (None, None, "abc"),
+        ("org/it", None, "abc"),
+        ("org/it", "def", "def"),
+        ("org/other", None, None),
+        ("org/other", "def", "def"),
+    ],
+)
+def test_the_model_of_a_run_is_loaded_at_its_revision(monkeypatch, name, given, revision):
+    monkeypatch.setattr(prompting, "is_adapter", lambda source: False)
+    meta = {"model": {"name": "org/it", "revision": "abc"}}
+    assert as_recorded(meta, {"revision": given}, name)["revision"] == revision
+
+
+def test_an_adapter_is_not_loaded_at_the_revision_of_its_base(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    meta = {"model": {"name": str(tmp_path), "revision": "of the base"}}
+    assert as_recorded(meta, {})["revision"] is None
+    (tmp_path / "adapter_config.json").unlink()
+    assert as_recorded(meta, {})["revision"] == "of the base"
+
+
+def shifted(model, name):
+    """The model with one weight changed, as if its repository had moved."""
+    hf = deepcopy(model.hf)
+    next(hf.parameters()).data.view(-1)[0] += 1
+    return load_model(hf, tokenizer=model.tokenizer, revision=name)
+
+
+OTHERS = {
+    "the same": (lambda model: load_model(deepcopy(model.hf), tokenizer=model.tokenizer), False),
+    "moved": (lambda model: shifted(model, "new"), True),
+    "of another type": (
+        lambda model: load_model(shifted(model, "new").hf.bfloat16(), tokenizer=model.tokenizer),
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize(("load", "told"), OTHERS.values(), ids=OTHERS)
+def test_other_weights_than_those_of_the_run_are_told(model, tmp_path, heard, load, told):
+    tell_other_weights(run(model, tmp_path / "run", PROBLEMS[:1]).meta, load(model))
+    assert any("at revision new has other weights here than" in line for line in heard.lines) is told
+
+
+@pytest.mark.parametrize("unknown", ["weights", "dtype", "model"])
+def test_weights_that_are_not_known_are_not_hashed(model, unknown, monkeypatch):
+    monkeypatch.setattr(type(model), "fingerprint", property(lambda _: pytest.fail("hashed")))
+    known = {"name": "it", "dtype": "float32", "weights": "abc"}
+    tell_other_weights(
+        {"model": {part: known[part] for part in known if part != unknown}} if unknown != "model" else {}, model
+    )
 
 
 # By arguments of `record`, or by the options that the model was loaded with.
