@@ -52,6 +52,13 @@ class Served:
     steers: bool = False
     trusted: bool = False
 
+    def options(self) -> dict[str, Any]:
+        """Its options on the command line."""
+        backend = "vllm" if self.steers else None
+        return {
+            "server": self.url, "served_as": self.served_as, "backend": backend, "trust_server": self.trusted
+        }  # fmt: skip
+
 
 class Lab:
     """The folder of a study with what its steps share; the model stays loaded from one step to the next."""

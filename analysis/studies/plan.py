@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from reasonscope.analysis.studies.reading import build, check_known, mapping
@@ -27,6 +28,7 @@ from reasonscope.analysis.studies.steps.analysing import AnalyseStep, SuppressWo
 from reasonscope.analysis.studies.steps.base import Step
 from reasonscope.analysis.studies.steps.exits import ExitStep
 from reasonscope.analysis.studies.steps.extracting import ExtractStep, PairsStep
+from reasonscope.analysis.studies.steps.measured import command_line
 from reasonscope.analysis.studies.steps.probing import ProbeStep
 from reasonscope.analysis.studies.steps.recording import RecordStep
 from reasonscope.analysis.studies.steps.side_by_side import SideBySideStep
@@ -92,6 +94,7 @@ class StudyPlan:
         load: Arguments of `load_model`, such as `dtype`.
         seed: Seed of the sampling, the folds and the controls.
         about: What the study asks, in a sentence or two, for the report.
+        told: The plan that it was read from, with the changes to it, as `reasonscope study` takes them; empty if it was made in Python.
 
     Example:
         plan = rs.read_plan("gsm8k")
@@ -106,6 +109,7 @@ class StudyPlan:
     load: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     about: str = ""
+    told: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         done: set[str] = set()
@@ -151,7 +155,7 @@ def read_plan(plan: str | Path) -> StudyPlan:
     head = build(_Head, {key: value for key, value in fields.items() if key != "steps"}, where)
     listed = {name: _step(given, f"{where}, step {name}") for name, given in steps.items()}
     known = {name: getattr(head, name) for name in ("name", "model", "problems", "load", "seed", "about")}
-    return StudyPlan(steps=listed, **known)
+    return StudyPlan(steps=listed, told=quote(where), **known)
 
 
 def plan_text(plan: str | Path) -> str:
@@ -183,7 +187,8 @@ def changed(plan: StudyPlan, *, model: str | None = None, sources: Sequence[str]
     for name in given:
         check_known(name, plan.problems, "the plan has no problem set")
     known = {name: replace(told, source=given.get(name) or told.source) for name, told in plan.problems.items()}
-    return replace(plan, model=model or plan.model, problems=known)
+    told = command_line(plan.told, {"model": model, "problems": list(sources)}) if plan.told else ""
+    return replace(plan, model=model or plan.model, problems=known, told=told)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -206,6 +206,17 @@ class ServedOptions:
         return {"served_as": self.served_as, "timeout": self.server_timeout, "seeds": self.server_seeds.value}
 
 
+def given_options(context: typer.Context) -> dict[str, Any]:
+    """The options that were typed, by name, without --json, which only changes how results are shown."""
+    typed: dict[str, Any] = {}
+    for option in context.command.params:
+        source = context.get_parameter_source(option.name or "")
+        if option.param_type_name == "option" and source is not None and source.name != "DEFAULT":
+            value = context.params[option.name or ""]
+            typed[option.opts[0].removeprefix("--")] = list(value) if getattr(option, "multiple", False) else value
+    return {name: value for name, value in typed.items() if name != "json"}
+
+
 def options_of(group: type) -> Iterator[inspect.Parameter]:
     """The options of a group of them, one parameter per field."""
     hints = get_type_hints(group, include_extras=True)

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from reasonscope.app.commands.options import JsonOption, Load, ModelName, RunOption, ServedOptions, grouped
+from reasonscope.app.commands.options import (
+    JsonOption,
+    Load,
+    ModelName,
+    RunOption,
+    ServedOptions,
+    given_options,
+    grouped,
+)
 from reasonscope.app.commands.show import show_summary
 
 if TYPE_CHECKING:
@@ -283,6 +291,7 @@ def _pairs(
 @steer.command("sweep")
 @grouped
 def _sweep(
+    context: typer.Context,
     methods: Annotated[
         list[str],
         typer.Argument(
@@ -329,6 +338,7 @@ def _sweep(
     """Measure what each strength does to length, accuracy, refusal and form, beside random vectors and the reversed vector."""
     from reasonscope.analysis.figures import sweep_figures
     from reasonscope.analysis.runs.saved_numbers import save_numbers
+    from reasonscope.analysis.studies.steps.measured import command_line
     from reasonscope.data.progress import tracked
     from reasonscope.data.storage.run_folder import run_folder
     from reasonscope.data.storage.store import TraceStore
@@ -375,9 +385,7 @@ def _sweep(
         for one in tracked(asked, "steering", "methods", name=attrgetter("name"))
     ]
     numbers = {response.name: response.to_dict() for response in responses}
-    named = {"strengths": strengths, "n": n, "sites": sites, "pairs": pairs, "max-new-tokens": max_new_tokens}
-    more = "".join(f" --{name} {quote(str(value))}" for name, value in named.items() if value is not None)
-    command = f"reasonscope steer sweep {' '.join(methods)} --run {run}{more} --n-controls {n_controls} --seed {seed}"
+    command = command_line(f"reasonscope steer sweep {' '.join(map(quote, methods))}", given_options(context))
     drawn = sweep_figures(responses)
     save_numbers(where, "sweep", numbers, command=command, seed=seed, figures=drawn)
     files = [f"numbers: {where.numbers / 'sweep.json'}; figures: {where.figures} ({', '.join(drawn)})"]
@@ -389,6 +397,7 @@ def _sweep(
 @steer.command("exit")
 @grouped
 def _exit(
+    context: typer.Context,
     run: RunOption,
     load: Load,
     probe: Annotated[
@@ -445,6 +454,7 @@ def _exit(
     from reasonscope.analysis.exits.summary import exit_summary
     from reasonscope.analysis.figures import exit_frontier
     from reasonscope.analysis.runs.saved_numbers import save_numbers
+    from reasonscope.analysis.studies.steps.measured import command_line
     from reasonscope.data.storage.durable import make_folder
     from reasonscope.data.storage.run_folder import run_folder
     from reasonscope.data.storage.store import TraceStore
@@ -472,8 +482,7 @@ def _exit(
     )
     numbers = study.report.to_dict()
     probes = {"exit": study.fitted.probe} if study.fitted else {}
-    how = f"--places {places.value} --every {every} --tolerance {tolerance:g} --seed {seed}"
-    command = f"reasonscope steer exit --run {run} --held-out {held_out} {how}"
+    command = command_line("reasonscope steer exit", given_options(context))
     drawn = {"exit_frontier": exit_frontier(study.report)}
     save_numbers(where, "exit", numbers, command=command, seed=seed, figures=drawn, probes=probes)
     files = [f"numbers: {where.numbers / 'exit.json'}; figure: {where.figures / 'exit_frontier.html'}"]

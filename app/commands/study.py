@@ -24,7 +24,12 @@ def study_command(
         Path | None, typer.Option(help="The folder of the study, by default studies/NAME; a second call goes on there.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would run, how long, how much disk, and why; run nothing.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Say what would run, how long, how much disk, and why. Runs no step, but loads the model for some seconds to measure its "
+            "speed.",
+        ),
     ] = False,
     only: Annotated[
         list[str] | None, typer.Option(help="A step to run, with those that it needs; may be repeated.")

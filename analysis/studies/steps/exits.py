@@ -9,7 +9,7 @@ from reasonscope.analysis.exits.summary import exit_summary
 from reasonscope.analysis.figures import exit_frontier
 from reasonscope.analysis.studies.lab import Lab
 from reasonscope.analysis.studies.steps.base import Outcome, Step, Work
-from reasonscope.analysis.studies.steps.measured import Measured
+from reasonscope.analysis.studies.steps.measured import Measured, run_line
 
 _CUTS = 6  # of a trace, for the estimate
 
@@ -45,6 +45,10 @@ class ExitStep(Step):
     def reads(self) -> tuple[str, ...]:
         return (self.exit,)
 
+    def _options(self) -> dict[str, Any]:
+        """The options of `reasonscope steer exit` that are not at their defaults."""
+        return {name: value for name, value in self.settings().items() if name not in ("exit", "after")}
+
     def work(self, lab: Lab) -> Work:
         step: Any = lab.plan.steps[self.exit]
         traces = len(lab.problems(step.problems)) * step.samples
@@ -70,7 +74,7 @@ class ExitStep(Step):
             numbers=study.report.to_dict(),
             figures={"exit_frontier": exit_frontier(study.report)},
             probes={"exit": study.fitted.probe} if study.fitted else {},
-            command=f"reasonscope steer exit --run {where.results} --held-out {self.held_out} --tolerance {self.tolerance:g}",
+            command=run_line("reasonscope steer exit", lab, self.exit, self._options()),
             seed=lab.plan.seed,
         ).save(where)
         return Outcome(

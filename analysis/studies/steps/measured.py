@@ -4,13 +4,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from shlex import quote
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from reasonscope.analysis.figures import Figure
 from reasonscope.analysis.runs.saved_numbers import save_numbers
 from reasonscope.data.storage.run_folder import RunFolder
 from reasonscope.data.summary import Summary
 from reasonscope.probes.properties.label_reports import AnyProbe
+
+if TYPE_CHECKING:
+    from reasonscope.analysis.studies.lab import Lab
+
+_LOADING = ("device", "dtype", "quantise", "threads", "deterministic", "float32_compute")  # options of every command
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,15 +75,31 @@ class Measured:
 
 
 def command_line(command: str, options: Mapping[str, Any]) -> str:
-    """`command` with options as one types them: those that are true stand alone, and those that are None or false are left out."""
+    """`command` with options as one types them, one per value of a list.
+
+    Those that are true stand alone, and those that are None or false are left out.
+    """
     told = [command]
     for name, value in options.items():
         flag = f"--{name.replace('_', '-')}"
         if value is True:
             told.append(flag)
         elif value is not None and value is not False:
-            told.append(f"{flag} {_typed(value)}")
+            told += [f"{flag} {_typed(one)}" for one in (value if isinstance(value, list) else [value])]
     return " ".join(told)
+
+
+def run_line(command: str, lab: "Lab", run: str, options: Mapping[str, Any]) -> str:
+    """The line of a command on a run of a study, with the model loaded as there; the run itself knows its name and prompt."""
+    load = {name: lab.plan.load.get(name) for name in _LOADING}
+    return command_line(command, {"run": lab.where(run).results, **options, "seed": lab.plan.seed, **load})
+
+
+def study_line(lab: "Lab", step: str) -> str:
+    """The line that runs a step of a study, for what no other command does alike."""
+    server = {} if lab.server is None else lab.server.options()
+    name = lab.plan.told or quote(lab.plan.name)
+    return command_line(f"reasonscope study {name}", {"out": lab.out, "only": step, **server})
 
 
 def _typed(value: Any) -> str:

@@ -9,7 +9,7 @@ from reasonscope.analysis.figures import steering_plane
 from reasonscope.analysis.studies.lab import Lab
 from reasonscope.analysis.studies.steps.base import Outcome, Work
 from reasonscope.analysis.studies.steps.extracting import LearnsFromRun, other_traces, save_recipe
-from reasonscope.analysis.studies.steps.measured import Measured
+from reasonscope.analysis.studies.steps.measured import Measured, study_line
 from reasonscope.data.summary import Summary, in_hundredths, in_percent, in_words, plural
 from reasonscope.data.trace import Problem
 from reasonscope.steering.experiments.conditions import method_conditions, random_conditions
@@ -78,7 +78,7 @@ class SideBySideStep(LearnsFromRun):
             summaries=[_side_by_side_summary(arms)],
             numbers={**{arm.name: arm.to_dict() for arm in arms}, "same_texts": _same_texts(written)},
             figures={"steering_plane": steering_plane(arms)},
-            command=f"reasonscope study {lab.plan.name} --out {lab.out}",
+            command=study_line(lab, name),
             seed=lab.plan.seed,
         ).save(where)
         return Outcome(

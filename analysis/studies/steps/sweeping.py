@@ -4,14 +4,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any, ClassVar, TypeAlias
 
 from reasonscope.analysis.figures import sweep_figures
-from reasonscope.analysis.studies.lab import Lab
+from reasonscope.analysis.studies.lab import Lab, sites_of
 from reasonscope.analysis.studies.state import key_of
 from reasonscope.analysis.studies.steps.base import Outcome, Work
-from reasonscope.analysis.studies.steps.extracting import LearnsFromRun, other_traces, unseen
-from reasonscope.analysis.studies.steps.measured import Measured
+from reasonscope.analysis.studies.steps.extracting import LearnsFromRun, other_traces, pairs_file, unseen
+from reasonscope.analysis.studies.steps.measured import Measured, run_line, study_line
 from reasonscope.data.arrays import plain
 from reasonscope.data.progress import say, tracked
 from reasonscope.data.storage.durable import make_folder, write_text_durably
@@ -98,13 +99,14 @@ class SweepStep(LearnsFromRun):
         sampling = sampling_of_run(store, lab.plan.seed)
         if self.max_new_tokens:
             sampling = replace(sampling, max_new_tokens=self.max_new_tokens)
+        writer = self.writer(lab)
         experiment = SteeringExperiment(
             source.model,
             judged,
             sampling,
             samples=self.samples,
             batch_size=self.batch_size,
-            writer=self.writer(lab),
+            writer=writer,
         )
         kept = lab.out / "steps" / name / key_of(lab, name, without="methods")
         found = [
@@ -116,7 +118,7 @@ class SweepStep(LearnsFromRun):
             summaries=[one.summary() for one in found],
             numbers={one.name: one.to_dict() for one in found},
             figures=sweep_figures(found),
-            command=f"reasonscope steer sweep {' '.join(self.methods)} --run {where.results} --n-controls {self.n_controls}",
+            command=self._command(lab, name, in_vllm=writer is not None),
             seed=lab.plan.seed,
         ).save(where)
         return Outcome(
@@ -125,6 +127,20 @@ class SweepStep(LearnsFromRun):
             files=tuple(kept / f"{text.replace(':', ' ')}.json" for text in self.methods),
             figures=tuple(saved.drawn(where)),
         )
+
+    def _command(self, lab: Lab, name: str, *, in_vllm: bool) -> str:
+        """The line that sweeps the same again: `steer sweep`, or `study` for problems that are not of the run."""
+        if self.problems:
+            return study_line(lab, name)
+        told = {name: value for name, value in self.settings().items() if name not in ("methods", "run", "after")}
+        named = {
+            "strengths": ",".join(map(str, self.strengths)) or None,
+            "sites": ",".join(map(str, sites_of(self.sites, lab.model_of(self.run).n_layers))) or None,
+            "pairs": None if self.pairs is None else pairs_file(lab, self.pairs),
+        }
+        server = lab.server.options() if lab.server is not None and in_vllm else {}
+        methods = " ".join(map(quote, self.methods))
+        return run_line(f"reasonscope steer sweep {methods}", lab, self.run, {**told, **named, **server})
 
     def writer(self, lab: Lab) -> EngineArms | None:
         """What writes the arms in vLLM, if the study has one and it can write those of every method."""

@@ -2,23 +2,31 @@
 
 import json
 import re
+import shlex
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from typer.testing import CliRunner
 
 from reasonscope.analysis.runs import context
+from reasonscope.analysis.runs.saved_numbers import read_numbers
 from reasonscope.analysis.studies import lab, runner
 from reasonscope.analysis.studies.lab import Served
-from reasonscope.analysis.studies.plan import read_plan
+from reasonscope.analysis.studies.plan import changed, read_plan
 from reasonscope.analysis.studies.runner import kept, open_lab, outlook_summary, outlooks, study
-from reasonscope.analysis.studies.state import finished, why_stale
+from reasonscope.analysis.studies.state import finished, inputs_of, why_stale
 from reasonscope.analysis.studies.steps import sweeping
 from reasonscope.analysis.studies.steps.analysing import AnalyseStep
 from reasonscope.analysis.studies.steps.base import Outcome, Work
+from reasonscope.analysis.studies.steps.exits import ExitStep
+from reasonscope.analysis.studies.steps.extracting import PairsStep
+from reasonscope.analysis.studies.steps.measured import study_line
 from reasonscope.analysis.studies.steps.probing import ProbeStep
 from reasonscope.analysis.studies.steps.recording import RecordStep
 from reasonscope.analysis.studies.steps.sweeping import SweepStep
+from reasonscope.app import cli
+from reasonscope.data.arrays import plain
 from reasonscope.data.storage.durable import sha256_of
 from reasonscope.data.summary import Summary
 from reasonscope.probes.models import model as models
@@ -183,6 +191,45 @@ def test_the_arms_of_a_sweep_are_written_in_vllm(first, plan, address, engine, h
     assert any("written here: vLLM does not change how tokens are chosen (tip:3)" in line for line in heard.lines)
 
 
+LINES = {
+    "sweep": SweepStep(
+        methods=("tip:3", "seal"),
+        run="run",
+        strengths=(0.5,),
+        held_out=0.3,
+        n=2,
+        samples=2,
+        sites=("resid_post.80%",),
+        max_new_tokens=60,
+    ),
+    "exit": ExitStep(exit="run", held_out=0.4, places="sentence", every=60, n=4, tolerance=0.3),
+}
+
+
+@pytest.mark.parametrize("kind", LINES)
+def test_the_command_that_a_step_saves_makes_its_numbers_again(kind, first, plan, monkeypatch):
+    out, _ = first
+    monkeypatch.setattr(runner, "rates", lambda *_, **__: None)
+    planned = replace(plan, load={"threads": 1}, steps={"run": plan.steps["run"], "mine": LINES[kind]})
+    found = study(planned, out).steps["mine"].numbers
+    line = read_numbers(out / "run" / "numbers" / f"{kind}.json")["command"]
+    done = CliRunner().invoke(cli.app, [*shlex.split(line)[1:], "--json"], catch_exceptions=False)
+    assert done.exit_code == 0 and json.loads(done.stdout) == json.loads(json.dumps(plain(found)))
+
+
+def test_the_command_of_a_sweep_of_other_problems_is_the_study_with_what_was_changed(tmp_path):
+    path = tmp_path / "my plan.yaml"
+    path.write_text(PLAN, encoding="utf-8")
+    step = SweepStep(methods=("tip:3",), run="run", problems=("sums.judge",))
+    told = changed(read_plan(path), model="organism-base", sources=["sums=ledger:brief"])
+    served = Served(url="http://127.0.0.1:8000", served_as="m", steers=True)
+    opened = open_lab(replace(told, steps={**told.steps, "swept": step}), tmp_path / "out", served)
+    assert shlex.split(study_line(opened, "swept")) == shlex.split(
+        f"reasonscope study '{path}' --model organism-base --problems sums=ledger:brief --out {tmp_path / 'out'} --only swept "
+        "--server http://127.0.0.1:8000 --served-as m --backend vllm"
+    )
+
+
 FILES = {
     "a label": lambda file: ProbeStep(probe="fit", run="run", label=str(file)),
     "labels": lambda file: ProbeStep(probe="correctness", run="run", labels=file),
@@ -239,6 +286,11 @@ def test_another_content_of_the_models_files_makes_every_step_stale(changed, pla
     (folder / changed).write_bytes(b"before")
     (folder / "special_tokens_map.json").write_bytes(b"{}")
     assert why_stale(open_lab(planned, out), "run") == "special_tokens_map.json of the model has changed"
+
+
+def test_a_long_text_in_the_options_is_not_taken_for_a_file(plan, tmp_path):
+    steps = {"pairs": PairsStep(problems=("sums.judge",), concise="Answer briefly. " * 400)}
+    assert inputs_of(open_lab(replace(plan, steps=steps), tmp_path), "pairs")["files"] == {}
 
 
 def test_other_weights_in_a_gguf_file_make_a_step_stale(plan, tmp_path, quick):

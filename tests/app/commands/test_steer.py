@@ -2,6 +2,8 @@
 
 import json
 import random
+import shlex
+import shutil
 import sys
 from dataclasses import asdict
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from reasonscope.analysis.runs.saved_numbers import read_numbers
 from reasonscope.app import cli
 from reasonscope.app.page_parts import playground
 from reasonscope.data.errors import InputError, StoreError
@@ -170,6 +173,29 @@ def test_controls_of_the_decoding_are_swept_on_the_same_plane(run):
     assert all(
         name in drawn for name in ("forced-close", "seal-transition reversed", "random tokens, reflection-bias (n = 5)")
     )
+
+
+SWEEPS = {
+    "of a method": "seal --strengths 0.5 --held-out 0.4 --samples 2 --covariance --sites resid_post.3 --max-new-tokens 40 --n 2 --seed 1",
+    "of tokens": "tip:3 --n-controls 6 --verdict 'I will' --fast To --batch-size 7 --n 2 --max-new-tokens 12 --model organism --threads 1",
+}
+EXITS = {
+    "of sentences": "--places sentence --every 40 --held-out 0.6 --n 4 --batch-size 5 --seed 2",
+    "at thresholds": "--at 'fixed budget=12' --at 'fixed budget=20' --every 40 --dtype float32",
+}
+MEASUREMENTS = [("sweep", told) for told in SWEEPS.values()] + [("exit", told) for told in EXITS.values()]
+
+
+@pytest.mark.parametrize(("command", "told"), MEASUREMENTS, ids=[*SWEEPS, *EXITS])
+def test_the_command_beside_the_numbers_makes_them_again(run, tmp_path, command, told):
+    """Every option that was given is in it, and what it measures is the same."""
+    found = numbers("steer", command, *shlex.split(told), "--run", run)
+    path = run / "numbers" / f"{command}.json"
+    line = read_numbers(path)["command"]
+    assert sorted(shlex.split(line)) == sorted(["reasonscope", "steer", command, *shlex.split(told), "--run", str(run)])
+    path.unlink()
+    shutil.rmtree(run / "exits", ignore_errors=True)
+    assert numbers(*shlex.split(line)[1:]) == found and read_numbers(path)["command"] == line
 
 
 PLAN = """
