@@ -37,6 +37,7 @@ _ANALYSES = (
     ),
     *("suppression", "anchors", "confidence", "trajectory", "agreement", "cliff"),
 )
+_DRAWN_LIVE = ("thinking_by_difficulty", "answers_by_request")  # figures that the app draws from the traces
 _OF_MANY = ("mi", "mi_base", "head_kurtosis", "receiver_scores")
 
 
@@ -62,11 +63,12 @@ def write_example(
     note = f"{len(store)} of the {n} traces that the numbers are of; the activations were left out"
     once("without activations", lambda: _keep_part(where.store, store.ids, note=note))
     for numbers in where.numbers.glob("*.json"):
-        text = numbers.read_text(encoding="utf-8")
-        numbers.write_text(text.replace(str(begun), "runs/demo"), encoding="utf-8")
+        text = numbers.read_text(encoding="utf-8").replace(str(begun), "runs/demo")
+        numbers.write_text(json.dumps(json.loads(text), ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
     if out.exists():
         shutil.rmtree(out)
-    shutil.copytree(begun, out, ignore=shutil.ignore_patterns("*.html", ".lock", "modes", "steps", once.folder.name))
+    unread = ("*.html", ".lock", "modes", "steps", once.folder.name, *(f"{name}.json" for name in _DRAWN_LIVE))
+    shutil.copytree(begun, out, ignore=shutil.ignore_patterns(*unread))
     shutil.rmtree(begun)
 
 
