@@ -25,10 +25,10 @@ def test_what_beats_its_control_and_what_does_not_are_told_apart(summary):
     lines = story(summary)
     assert "Spearman correlation 0.92 [0.90, 0.94] on 240 problems" in lines[2]
     assert "reaches 0.95, which the probe does not beat" in lines[3]
-    assert "shorter by 27 % [21, 32]" in lines[4] and "3 to 7 %" in lines[4]
-    assert "accuracy falls from 0.83 to 0.68 (−0.15 [" in lines[5]
+    assert "shorter by 33 % [28, 38]" in lines[4] and "3 to 7 %" in lines[4]
+    assert "accuracy falls from 0.85 to 0.80 (−0.05 [" in lines[5]
     assert "thinking speed finds nearly the same direction and writes the same text on 38 of 40 problems" in lines[6]
-    assert "random vectors that move states as far change it by −12 to 1 % at accuracy 0.60 to 0.70" in lines[6]
+    assert "random vectors that move states as far change it by −22 to 3 % at accuracy 0.63 to 0.90" in lines[6]
     assert "(first layer) reaches 0.94" in lines[7] and lines[7].endswith("so the probe does not beat it.")
     assert "not more than chance" in lines[8] and lines[9].endswith("so the probe does not beat it.")
     better = deepcopy(summary)
@@ -43,7 +43,7 @@ def test_what_beats_its_control_and_what_does_not_are_told_apart(summary):
 def test_two_methods_that_write_different_texts_are_told_apart(summary):
     (line,) = [line for line in story(summary | {"same_texts_of_asc_and_speed": 30}) if line.startswith("Two more")]
     assert (
-        "thinking speed, clamped, makes the thinking shorter by 70 % [66, 73], accuracy falls" in line
+        "thinking speed, clamped, makes the thinking shorter by 73 % [72, 75], accuracy falls" in line
         and "same text" not in line
     )
 
