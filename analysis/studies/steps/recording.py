@@ -10,16 +10,18 @@ import numpy as np
 from reasonscope.analysis.figures import answers_by_request, thinking_by_difficulty, write_figure
 from reasonscope.analysis.studies.lab import Lab, sites_of
 from reasonscope.analysis.studies.steps.base import Outcome, Step, Work
+from reasonscope.data.errors import InputError
 from reasonscope.data.exchange.summaries import check_summary
 from reasonscope.data.intervals import mean_estimate
 from reasonscope.data.storage.durable import make_folder
 from reasonscope.data.storage.manifest import NAME
 from reasonscope.data.storage.run_folder import RunFolder
+from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.summary import plural
 from reasonscope.data.text.behaviour import behaviour
 from reasonscope.data.text.think_tags import ThinkTags
 from reasonscope.data.text.thinking import Thinking
-from reasonscope.data.trace import Sampling, Trace
+from reasonscope.data.trace import Problem, Sampling, Trace
 from reasonscope.probes.architecture.sites import Site
 from reasonscope.probes.generation.recording import record
 from reasonscope.probes.models.prompting import Prompting, PromptOptions
@@ -106,12 +108,14 @@ class RecordStep(Step):
     def execute(self, lab: Lab, name: str) -> Outcome:
         where = lab.where(name)
         make_folder(where.results)
+        asked = lab.problems(self.problems)
+        _check_no_others(where, asked)
         steer = None if self.steer is None else Recipe.load(lab.out / "vectors" / f"{self.steer}{SUFFIX}")
         served = lab.server is not None and steer is None
         model: Prompting = lab.model(**self.how()) if self.sites or not served else lab.prompting(**self.how())
         store = record(
             model,
-            lab.problems(self.problems),
+            asked,
             where.store,
             sites=self.expanded(model),
             sampling=self.to_sampling(lab.plan.seed),
@@ -142,6 +146,19 @@ class RecordStep(Step):
         """How it samples."""
         told = {"temperature": self.temperature, **self.sampling}
         return Sampling(**told, max_new_tokens=self.max_new_tokens, seed=seed)
+
+
+def _check_no_others(where: RunFolder, asked: Sequence[Problem]) -> None:
+    """Raise InputError if a run that was begun holds traces of other problems: later steps would read them, too."""
+    if not (where.store / NAME).exists():
+        return
+    ids = {problem.id for problem in asked}
+    others = {problem.id for problem in TraceStore.open(where.store).problems()} - ids
+    if others:
+        raise InputError(
+            f"{where.results} holds traces of {plural(len(others), 'problem')} that the plan does not ask for, such as {min(others)!r}; "
+            "remove that folder to record the step again"
+        )
 
 
 def _problems(traces: Sequence[Trace]) -> Sequence[Trace]:

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -28,6 +29,7 @@ from reasonscope.analysis.studies.steps.sweeping import SweepStep
 from reasonscope.app import cli
 from reasonscope.data.arrays import plain
 from reasonscope.data.storage.durable import sha256_of
+from reasonscope.data.storage.store import TraceStore
 from reasonscope.data.summary import Summary
 from reasonscope.probes.models import model as models
 from reasonscope.probes.models.model import load_model
@@ -113,6 +115,15 @@ def test_other_problems_or_another_seed_make_everything_stale(first, plan):
     assert why_stale(lab, "entropy") == "reads run, which has to run"
     sums = replace(plan.problems["sums"], n=25)
     assert "problems sums n is 25, was 24" in why_stale(open_lab(replace(plan, problems={"sums": sums}), out), "run")
+
+
+def test_a_run_of_other_problems_is_not_added_to(first, plan, tmp_path):
+    out = tmp_path / "copy"
+    shutil.copytree(first[0], out)
+    fewer = replace(plan.problems["sums"], parts={"judge": 4, "learn": 12})
+    report = study(replace(plan, problems={"sums": fewer}), out, only=["run"], estimate=False)
+    assert "holds traces of 4 problems that the plan does not ask for" in report.failed["run"]
+    assert len(TraceStore.open(out / "run" / "store")) == 16
 
 
 def test_where_the_model_runs_makes_nothing_stale(first, plan):
