@@ -23,6 +23,13 @@ if TYPE_CHECKING:
 
 RunOption = Annotated[Path, typer.Option(help="The folder of a run, or of the demo.")]
 ModelName = Annotated[str | None, typer.Option("--model", help="The model; by default the one that wrote the run.")]
+HowMany = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="How many problems; all of a file if not given. Needed for ledger and requests, which are generated.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write every number as JSON.")]
 
 ServedAs = Annotated[

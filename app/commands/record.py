@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from reasonscope.app.commands.options import Load, PromptingOptions, RayOptions, ServedOptions, check_engine, grouped
+from reasonscope.app.commands.options import (
+    HowMany,
+    Load,
+    PromptingOptions,
+    RayOptions,
+    ServedOptions,
+    check_engine,
+    grouped,
+)
 from reasonscope.app.interruption import keeping
 from reasonscope.data.errors import InputError
 
@@ -223,13 +231,7 @@ def record_command(
     out: Annotated[
         Path, typer.Option(help="The folder of the run. If it holds part of this run, recording resumes there.")
     ] = Path("runs/run"),
-    n: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="How many problems; all of a file if not given. Needed for ledger and requests, which are generated.",
-        ),
-    ] = None,
+    n: HowMany = None,
     split: Annotated[str, typer.Option(help="The split of the data set: train, validation or test.")] = "test",
     sites: Annotated[
         str,

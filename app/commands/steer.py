@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from reasonscope.app.commands.options import (
+    HowMany,
     JsonOption,
     Load,
     ModelName,
@@ -210,13 +211,7 @@ def _apply(
     problems: Annotated[
         str | None, typer.Option(help="Problems instead: ledger, requests, a JSONL file, or hf:NAME.")
     ] = None,
-    n: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="How many problems; all of a file if not given. Needed for ledger and requests, which are generated.",
-        ),
-    ] = None,
+    n: HowMany = None,
     temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature; 0 is greedy.")] = 0.7,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest completion, in tokens.")] = 512,
     seed: AskedSeedOption = 0,
