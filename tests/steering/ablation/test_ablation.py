@@ -140,6 +140,30 @@ def test_effects_are_compared_with_random_ones(model, traces):
     assert found["layers"].null == ablation_effect(model, traces, layers).null  # the seed decides the controls
 
 
+def test_every_measure_is_that_of_the_two_models_next_token(model, traces):
+    ablation = Ablation(name="layers", layers=(1, 2))
+    found = ablation_effect(model, traces, ablation)
+    sums = np.zeros((2, 2))  # nll and KL of answer and thinking
+    counts = np.zeros(2)
+    for trace in traces:
+        ids = torch.from_numpy(trace.token_ids[None])
+        one = torch.ones_like(ids)
+        plain = model.backend.forward(ids, mask=one).logits[0].double().log_softmax(-1)
+        writes = AblationIntervention(model, ablation, None).edits
+        changed = model.backend.forward(ids, mask=one, write=writes).logits[0].double().log_softmax(-1)
+        answer = np.arange(trace.tokens.answer.start, trace.tokens.answer.stop)
+        for i, places in enumerate((answer, trace.thinking_positions)):
+            rows, wrote = torch.from_numpy(places - 1), torch.from_numpy(trace.token_ids[places])
+            p, q = plain[rows], changed[rows]
+            sums[0, i] += float((p - q)[torch.arange(len(rows)), wrote].sum())
+            sums[1, i] += float((p.exp() * (p - q)).sum())
+            counts[i] += len(rows)
+    (nll, nll_thinking), (kl, kl_thinking) = sums / counts
+    assert found.effect.value == pytest.approx(nll, rel=1e-3)
+    measures = {"nll_thinking": nll_thinking, "kl_answer": kl, "kl_thinking": kl_thinking}
+    assert {name: one.value for name, one in found.side_effects.items()} == pytest.approx(measures, rel=1e-3)
+
+
 @pytest.mark.parametrize("n_heads", [4, 8, 16, 28])
 def test_a_head_like_any_other_is_rarely_significant(monkeypatch, n_heads):
     """Under a true null p ≤ .05 comes in at most 5 % of cases, and never where too few other heads exist."""
