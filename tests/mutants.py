@@ -180,7 +180,7 @@ TARGETS = {
         )
     ],
     "analysis/studies/plan.py": ["tests/analysis/studies/test_plan.py"],
-    "analysis/studies/state.py": ["tests/analysis/studies/test_studies.py"],
+    "analysis/studies/state.py": ["tests/analysis/studies/test_state.py", "tests/analysis/studies/test_studies.py"],
     "analysis/studies/claims.py": ["tests/analysis/studies/test_claims.py"],
     "analysis/tokens/mi.py": ["tests/analysis/tokens/test_mi.py"],
     "analysis/causal/suppression.py": ["tests/analysis/causal/test_suppression.py"],

@@ -362,6 +362,8 @@ def test_shuffled_labels_leave_nothing_to_find():
     null = permutation_null(judge, targets, groups, within=False, n_permutations=19)
     assert null.observed > 0.8 > 0.5 > null.null.max()
     assert null.p_value == 0.05
+    kept = {"observed": null.observed, "mean": np.mean(null.null), "highest": max(null.null), "p_value": 0.05}
+    assert null.to_dict() == pytest.approx({**kept, "n_permutations": 19})
     assert inspect.signature(permutation_null).parameters["n_permutations"].default == 20
     with pytest.raises(InputError, match="no shuffle within groups"):
         permutation_null(judge, np.repeat(targets[::3], 3), groups, within=True, n_permutations=3)
