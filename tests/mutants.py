@@ -125,6 +125,9 @@ TARGETS = {
     "steering/exits/places.py": [
         "tests/analysis/exits/test_exits.py::test_places_are_inside_the_thinking_that_was_written",
         "tests/analysis/exits/test_exits.py::test_the_signals_of_a_trace_are_what_the_model_says_at_its_cuts",
+        "tests/analysis/exits/test_exits.py::test_a_full_stop_after_a_digit_ends_a_sentence_once_white_space_follows",
+        "tests/analysis/exits/test_exits.py::test_a_finished_text_and_one_that_is_written_have_the_same_sentences",
+        "tests/analysis/exits/test_exits.py::test_a_probe_of_one_half_of_a_run_is_calibrated_and_judged_on_the_other",
     ],
     "steering/exits/rules.py": [
         "tests/analysis/exits/test_exits.py::test_each_rule_stops_where_its_signal_says_so",
